@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The virtual tensors: one reserved range of addresses, cut into slots of equal length, and what is mapped in each.
+// A mapping holds nothing and outlives the request for which it was made.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "driver.h"
+#include "types.h"
+
+namespace vt {
+
+// Which page is to back page `index` of a slot.
+struct Change {
+  SlotId slot;
+  std::uint32_t index;
+  PageId page;
+};
+
+class Arena {
+ public:
+  // slot_tokens: tokens that a slot must hold at least; rounded up so that slots begin on page borders and the
+  // slot's length is a whole number of tokens (a token's index is then slot * slot_tokens() + position).
+  Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens, std::size_t mapping_limit);
+
+  std::uintptr_t base() const { return base_; }
+  SlotId slots() const { return static_cast<SlotId>(maps_.size()); }
+  std::size_t slot_tokens() const { return slot_bytes_ / geometry_.token_bytes; }
+  std::size_t slot_bytes() const { return slot_bytes_; }
+  std::uintptr_t address(SlotId slot, std::size_t index) const {
+    return base_ + slot * slot_bytes_ + index * geometry_.page_bytes;
+  }
+
+  PageId mapped(SlotId slot, std::size_t index) const {
+    return index < maps_[slot].size() ? maps_[slot][index] : kNoPage;
+  }
+  // One past the last page index that a slot maps.
+  std::size_t extent(SlotId slot) const { return maps_[slot].size(); }
+
+  // Makes all changes in one batch. On failure (DriverError) the changed indices map nothing.
+  void map(std::span<const Change> changes);
+  // Unmaps a slot's pages from index `first` on.
+  void unmap(SlotId slot, std::size_t first);
+  // Unmaps one page index.
+  void unmap_index(SlotId slot, std::size_t index);
+
+  // Separate runs of pages mapped now, and how many of them the driver can keep.
+  std::size_t runs() const { return runs_; }
+  std::size_t mapping_limit() const { return mapping_limit_; }
+
+  std::uint64_t pages_mapped = 0;    // since the start
+  std::uint64_t pages_unmapped = 0;
+
+ private:
+  void set(SlotId slot, std::size_t index, PageId page);
+  bool begins_run(SlotId slot, std::size_t index) const;
+
+  Driver& driver_;
+  Geometry geometry_;
+  std::size_t slot_bytes_;
+  std::size_t mapping_limit_;
+  std::uintptr_t base_;
+  std::size_t runs_ = 0;
+  std::vector<std::vector<PageId>> maps_;  // by slot, by page index
+};
+
+// The bytes of a slot that holds `tokens` tokens: a common multiple of the page and the token size.
+std::size_t slot_bytes_for(const Geometry& geometry, std::size_t tokens);
+
+}  // namespace vt

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python face of the core. Every method lets go of the GIL before it waits for the core's lock, so that a thread
+// that holds one never waits for the other.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+
+#include "cuda_driver.h"
+#include "errors.h"
+#include "fault_driver.h"
+#include "host_driver.h"
+#include "kv_cache.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace vt {
+namespace {
+
+using Integers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// Token ids as SGLang has them: any object with a buffer of 64-bit integers (array('q'), numpy, torch).
+class Tokens {
+ public:
+  Tokens(nb::handle object, std::optional<std::size_t> limit) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_FORMAT | PyBUF_ND) != 0) throw nb::python_error();
+    const bool integers = view_.itemsize == sizeof(Token) && view_.ndim == 1 &&
+                          (view_.format[0] == 'q' || view_.format[0] == 'l');
+    if (!integers) {
+      PyBuffer_Release(&view_);
+      throw nb::type_error("token ids must be a one-dimensional buffer of int64, as array('q')");
+    }
+    size_ = static_cast<std::size_t>(view_.shape[0]);
+    if (limit && *limit < size_) size_ = *limit;
+  }
+  ~Tokens() { PyBuffer_Release(&view_); }
+  Tokens(const Tokens&) = delete;
+  Tokens& operator=(const Tokens&) = delete;
+  std::span<const Token> span() const { return {static_cast<const Token*>(view_.buf), size_}; }
+
+ private:
+  Py_buffer view_{};
+  std::size_t size_ = 0;
+};
+
+// None and every string are namespaces of their own.
+std::string name_space_key(const std::optional<std::string>& key) { return key ? "=" + *key : std::string(); }
+
+template <typename To>
+std::vector<To> convert(const Integers& values, const char* what) {
+  std::vector<To> result(values.shape(0));
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    const std::int64_t value = values.data()[i];
+    if (value < 0 || static_cast<std::uint64_t>(value) > std::numeric_limits<To>::max())
+      throw std::invalid_argument(std::string(what) + " out of range: " + std::to_string(value));
+    result[i] = static_cast<To>(value);
+  }
+  return result;
+}
+
+nb::dlpack::dtype dtype_of(const std::string& name) {
+  using Code = nb::dlpack::dtype_code;
+  static const std::unordered_map<std::string, nb::dlpack::dtype> known{
+      {"uint8", {static_cast<std::uint8_t>(Code::UInt), 8, 1}},
+      {"float16", {static_cast<std::uint8_t>(Code::Float), 16, 1}},
+      {"bfloat16", {static_cast<std::uint8_t>(Code::Bfloat), 16, 1}},
+      {"float32", {static_cast<std::uint8_t>(Code::Float), 32, 1}},
+      {"float64", {static_cast<std::uint8_t>(Code::Float), 64, 1}},
+  };
+  const auto found = known.find(name);
+  if (found == known.end()) throw std::invalid_argument("no such dtype: " + name);
+  return found->second;
+}
+
+class PyCache {
+ public:
+  PyCache(const std::string& driver, std::size_t page_bytes, std::size_t token_bytes, SlotId slots,
+          std::size_t slot_tokens, PageId budget_pages, int device, const std::string& cuda_library,
+          std::size_t mapping_limit, bool inject_faults) {
+    if (token_bytes == 0) throw std::invalid_argument("token_bytes must be positive");
+    if (slots < 2) throw std::invalid_argument("slots must be at least 2: slot 0 is padding");
+    if (budget_pages == 0) throw std::invalid_argument("budget_pages must be positive");
+    if (slot_tokens == 0) throw std::invalid_argument("slot_tokens must be positive");
+    std::unique_ptr<Driver> made;
+    if (driver == "host")
+      made = std::make_unique<HostDriver>(page_bytes, budget_pages + 1);
+    else if (driver == "cuda")
+      made = std::make_unique<CudaDriver>(device, page_bytes, budget_pages + 1, cuda_library);
+    else
+      throw std::invalid_argument("driver must be 'host' or 'cuda', not '" + driver + "'");
+    if (inject_faults) {
+      auto faults = std::make_unique<FaultDriver>(std::move(made));
+      faults_ = faults.get();
+      made = std::move(faults);
+    }
+    const Geometry geometry{made->page_bytes(), token_bytes};
+    cache_ = std::make_unique<KVCache>(std::move(made), geometry, slots, slot_tokens, budget_pages, mapping_limit);
+  }
+
+  KVCache& operator*() { return *cache_; }
+  KVCache* operator->() { return cache_.get(); }
+  FaultDriver& faults() {
+    if (faults_ == nullptr) throw std::invalid_argument("faults can be injected only with inject_faults=True");
+    return *faults_;
+  }
+
+ private:
+  std::unique_ptr<KVCache> cache_;
+  FaultDriver* faults_ = nullptr;
+};
+
+// What every binding does: without the GIL.
+template <typename Function>
+auto unlocked(Function function) {
+  const nb::gil_scoped_release release;
+  return function();
+}
+
+nb::dict as_dict(const Counters& it) {
+  nb::dict d;
+  d["binds"] = it.binds;
+  d["tokens_matched"] = it.tokens_matched;
+  d["pages_created"] = it.pages_created;
+  d["pages_released"] = it.pages_released;
+  d["pages_aliased"] = it.pages_aliased;
+  d["pages_adopted"] = it.pages_adopted;
+  d["pages_reused"] = it.pages_reused;
+  d["pages_mapped"] = it.pages_mapped;
+  d["pages_unmapped"] = it.pages_unmapped;
+  d["tails_extended"] = it.tails_extended;
+  d["tails_copied"] = it.tails_copied;
+  d["nodes_evicted"] = it.nodes_evicted;
+  d["tokens_evicted"] = it.tokens_evicted;
+  d["slots_shed"] = it.slots_shed;
+  return d;
+}
+
+nb::dict as_dict(const Usage& it) {
+  nb::dict d;
+  d["budget_pages"] = it.budget;
+  d["created_pages"] = it.created;
+  d["free_pages"] = it.free;
+  d["held_pages"] = it.held;
+  d["evictable_pages"] = it.evictable;
+  d["slots"] = it.slots;
+  d["live_slots"] = it.slots_live;
+  d["nodes"] = it.nodes;
+  d["tree_tokens"] = it.tree_tokens;
+  d["live_tokens"] = it.live_tokens;
+  d["mapping_runs"] = it.mapping_runs;
+  return d;
+}
+
+const char* tail_name(KVCache::Tail tail) {
+  switch (tail) {
+    case KVCache::Tail::kExtended:
+      return "extended";
+    case KVCache::Tail::kCopied:
+      return "copied";
+    default:
+      return "none";
+  }
+}
+
+nb::ndarray<nb::array_api> make_tensor(nb::handle self, PyCache& cache, std::size_t offset, const std::vector<std::size_t>& shape,
+                          const std::vector<std::int64_t>& strides, const std::string& dtype) {
+  if (shape.size() != strides.size()) throw std::invalid_argument("shape and strides differ in length");
+  const nb::dlpack::dtype type = dtype_of(dtype);
+  std::size_t last = 0;
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] == 0 || strides[i] < 0) throw std::invalid_argument("shape must be positive, strides not negative");
+    last += (shape[i] - 1) * static_cast<std::size_t>(strides[i]);
+  }
+  const std::size_t range = cache->slot_bytes() * cache->slots();
+  if (offset + (last + 1) * (type.bits / 8u) > range)
+    throw std::invalid_argument("the tensor reaches past the arena's " + std::to_string(range) + " bytes");
+  const int device = cache->driver().device();
+  return nb::ndarray<nb::array_api>(reinterpret_cast<void*>(cache->base() + offset), shape.size(), shape.data(), self,
+                       strides.data(), type, device < 0 ? nb::device::cpu::value : nb::device::cuda::value,
+                       device < 0 ? 0 : device);
+}
+
+}  // namespace
+}  // namespace vt
+
+NB_MODULE(_core, m) {
+  using namespace vt;
+  m.doc() = "Virtual tensors: pages, mappings and the radix tree over them. vt_sglang/_core.pyi documents it.";
+  nb::exception<DriverError>(m, "DriverError", PyExc_RuntimeError);
+  nb::exception<OutOfPages>(m, "OutOfPages", PyExc_RuntimeError);
+  nb::exception<SlotsBusy>(m, "SlotsBusy", PyExc_RuntimeError);
+  nb::exception<InvariantError>(m, "InvariantError", PyExc_AssertionError);
+  m.def("host_mapping_limit", &host_mapping_limit);
+  m.def(
+      "slot_bytes",
+      [](std::size_t page_bytes, std::size_t token_bytes, std::size_t tokens) {
+        return slot_bytes_for({page_bytes, token_bytes}, tokens);
+      },
+      "page_bytes"_a, "token_bytes"_a, "tokens"_a);
+
+  nb::class_<PyCache>(m, "KVCache")
+      .def(nb::init<const std::string&, std::size_t, std::size_t, SlotId, std::size_t, PageId, int,
+                    const std::string&, std::size_t, bool>(),
+           nb::kw_only(), "driver"_a, "page_bytes"_a, "token_bytes"_a, "slots"_a, "slot_tokens"_a, "budget_pages"_a,
+           "device"_a = 0, "cuda_library"_a = "libcuda.so.1", "mapping_limit"_a = 0, "inject_faults"_a = false)
+      .def(
+          "match",
+          [](PyCache& it, const std::optional<std::string>& key, nb::handle tokens, std::optional<std::size_t> limit,
+             std::size_t total_tokens) {
+            const Tokens ids(tokens, limit);
+            const std::string name_space = name_space_key(key);
+            const auto match = unlocked([&] { return it->match(name_space, ids.span(), total_tokens); });
+            return nb::make_tuple(match.node, match.tokens);
+          },
+          "namespace"_a.none(), "tokens"_a, "limit"_a = nb::none(), "total_tokens"_a = 0)
+      .def("lock", [](PyCache& it, NodeHandle node) { unlocked([&] { it->lock(node); }); }, "node"_a)
+      .def("unlock", [](PyCache& it, NodeHandle node) { unlocked([&] { it->unlock(node); }); }, "node"_a)
+      .def(
+          "bind",
+          [](PyCache& it, const std::optional<std::string>& key, NodeHandle node, std::size_t tokens) {
+            const std::string name_space = name_space_key(key);
+            const auto bound = unlocked([&] { return it->bind(name_space, node, tokens); });
+            return nb::make_tuple(bound.slot, tail_name(bound.tail), bound.pages_aliased, bound.pages_mapped);
+          },
+          "namespace"_a.none(), "node"_a, "tokens"_a)
+      .def(
+          "grow",
+          [](PyCache& it, const Integers& slots, const Integers& tokens) {
+            const auto ids = convert<SlotId>(slots, "slot");
+            const auto counts = convert<std::size_t>(tokens, "token count");
+            unlocked([&] { it->grow(ids, counts); });
+          },
+          "slots"_a, "tokens"_a)
+      .def(
+          "pages_to_grow",
+          [](PyCache& it, const Integers& slots, const Integers& tokens) {
+            const auto ids = convert<SlotId>(slots, "slot");
+            const auto counts = convert<std::size_t>(tokens, "token count");
+            return unlocked([&] { return it->pages_to_grow(ids, counts); });
+          },
+          "slots"_a, "tokens"_a)
+      .def(
+          "record",
+          [](PyCache& it, SlotId slot, nb::handle tokens, std::optional<std::size_t> limit) {
+            const Tokens ids(tokens, limit);
+            const auto recorded = unlocked([&] { return it->record(slot, ids.span()); });
+            return nb::make_tuple(recorded.node, recorded.duplicate, recorded.added);
+          },
+          "slot"_a, "tokens"_a, "limit"_a = nb::none())
+      .def("release", [](PyCache& it, SlotId slot) { unlocked([&] { it->release(slot); }); }, "slot"_a)
+      .def(
+          "begin_forward",
+          [](PyCache& it, const Integers& slots) {
+            const auto ids = convert<SlotId>(slots, "slot");
+            return unlocked([&] { return it->begin_forward(ids); });
+          },
+          "slots"_a)
+      .def(
+          "complete_forward",
+          [](PyCache& it, std::uint64_t forward) { unlocked([&] { it->complete_forward(forward); }); }, "forward"_a)
+      .def("evict", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->evict(pages); }); },
+           "pages"_a)
+      .def("trim", [](PyCache& it, std::size_t keep) { return unlocked([&] { return it->trim(keep); }); },
+           "keep"_a = 0)
+      .def("clear", [](PyCache& it) { unlocked([&] { it->clear(); }); })
+      .def("check", [](PyCache& it) { unlocked([&] { it->check(); }); })
+      .def("usage", [](PyCache& it) { return as_dict(unlocked([&] { return it->usage(); })); })
+      .def("counters", [](PyCache& it) { return as_dict(unlocked([&] { return it->counters(); })); })
+      .def("physical_bytes", [](PyCache& it) { return unlocked([&] { return it->physical_bytes(); }); })
+      .def("available_tokens", [](PyCache& it) { return unlocked([&] { return it->available_tokens(); }); })
+      .def("evictable_tokens", [](PyCache& it) { return unlocked([&] { return it->evictable_tokens(); }); })
+      .def("protected_tokens", [](PyCache& it) { return unlocked([&] { return it->protected_tokens(); }); })
+      .def("idle_slots", [](PyCache& it) { return unlocked([&] { return it->idle_slots(); }); })
+      .def("slot_pages", [](PyCache& it, SlotId slot) { return unlocked([&] { return it->slot_pages(slot); }); },
+           "slot"_a)
+      .def("path_pages", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->path_pages(node); }); },
+           "node"_a)
+      .def("set_stream", [](PyCache& it, std::uintptr_t stream) { unlocked([&] { it->set_stream(stream); }); },
+           "stream"_a)
+      .def("inject_fault", [](PyCache& it, const std::string& operation, long successes) {
+        it.faults().inject(operation, successes);
+      }, "operation"_a, "successes"_a = 0)
+      .def("clear_faults", [](PyCache& it) { it.faults().clear(); })
+      .def(
+          "tensor",
+          [](nb::handle self, std::size_t offset, const std::vector<std::size_t>& shape,
+             const std::vector<std::int64_t>& strides, const std::string& dtype) {
+            return make_tensor(self, nb::cast<PyCache&>(self), offset, shape, strides, dtype);
+          },
+          "offset"_a, "shape"_a, "strides"_a, "dtype"_a)
+      .def_prop_ro("driver", [](PyCache& it) { return it->driver().name(); })
+      .def_prop_ro("page_bytes", [](PyCache& it) { return it->geometry().page_bytes; })
+      .def_prop_ro("token_bytes", [](PyCache& it) { return it->geometry().token_bytes; })
+      .def_prop_ro("slots", [](PyCache& it) { return it->slots(); })
+      .def_prop_ro("slot_tokens", [](PyCache& it) { return it->slot_tokens(); })
+      .def_prop_ro("slot_bytes", [](PyCache& it) { return it->slot_bytes(); })
+      .def_prop_ro("total_tokens", [](PyCache& it) { return it->total_tokens(); })
+      .def_prop_ro("base", [](PyCache& it) { return it->base(); });
+}

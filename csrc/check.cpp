@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// The invariants of docs/design.md, proved from scratch.
+#include <string>
+#include <vector>
+
+#include "errors.h"
+#include "kv_cache.h"
+
+// A macro, so that the text is made only when it is needed.
+#define VERIFY(holds, what) \
+  do {                      \
+    if (!(holds)) throw InvariantError(what); \
+  } while (false)
+
+namespace vt {
+
+struct KVCache::Expected {
+  std::uint32_t holders = 0;
+  std::uint32_t pins = 0;
+  std::uint32_t recorded = 0;
+};
+
+namespace {
+
+std::string name(const Node& node) {
+  return "node " + std::to_string(node.index) + " [" + std::to_string(node.start()) + ", " +
+         std::to_string(node.end) + ")";
+}
+
+std::string name(PageId page) { return "page " + std::to_string(page); }
+
+template <typename Expected>
+void check_node(const Node& node, const Geometry& geometry, const RadixTree& tree, std::vector<Expected>& pages) {
+  std::uint32_t idle = 0;
+  for (const auto& [token, child] : node.children) {
+    VERIFY(child->alive && child->parent == &node, name(node) + " has a child that is not its own");
+    VERIFY(token == child->tokens.front(), name(*child) + " stands under another token than its first");
+    VERIFY(child->start() == node.end, name(*child) + " does not begin where its parent ends");
+    VERIFY(node.is_root() || child->locks <= node.locks, name(*child) + " is locked more often than its parent");
+    idle += child->idle_slots;
+  }
+  VERIFY(idle <= node.idle_slots, name(node) + " counts fewer idle slots than its children");
+  for (const Node* child = node.idle_children; child != nullptr; child = child->idle_next)
+    VERIFY(child->idle_slots > 0 && child->parent == &node, name(node) + " lists a child without idle slots");
+  if (node.is_root()) {
+    VERIFY(node.end == 0 && node.pages.empty(), "a root holds tokens or pages");
+    return;
+  }
+  VERIFY(node.tokens.size() > 0, name(node) + " is empty");
+  // Invariant 1: its pages are those of its positions.
+  const std::size_t first = geometry.page_of(node.start());
+  VERIFY(node.pages.size() == geometry.pages_for(node.end) - first, name(node) + " does not hold its span's pages");
+  VERIFY(node.path_pages == node.parent->path_pages + node.pages.size() - tree.shares_first_page(&node),
+          name(node) + " miscounts its path's pages");
+  for (std::size_t i = 0; i < node.pages.size(); ++i) {
+    Expected& page = pages.at(node.pages[i]);
+    ++page.holders;
+    page.pins += node.locks > 0;
+    const std::size_t tail = i + 1 == node.pages.size() ? geometry.tail_bytes(node.end) : 0;
+    page.recorded = std::max(page.recorded, static_cast<std::uint32_t>(tail == 0 ? geometry.page_bytes : tail));
+  }
+}
+
+// The list holds exactly the unlocked nodes, each after all its descendants.
+void check_list(const RadixTree& tree) {
+  std::vector<const Node*> order;
+  for (const Node* node = tree.least_recent(); node != nullptr; node = node->newer) order.push_back(node);
+  std::size_t unlocked = 0;
+  tree.for_each([&](const Node& node) { unlocked += !node.is_root() && node.locks == 0; });
+  VERIFY(order.size() == unlocked, "the eviction list does not hold exactly the unlocked nodes");
+  std::vector<bool> seen;
+  const auto mark = [&](const Node* node) {
+    if (node->index >= seen.size()) seen.resize(node->index + 1);
+    seen[node->index] = true;
+  };
+  for (const Node* node : order) {
+    VERIFY(node->locks == 0, name(*node) + " is locked and stands in the eviction list");
+    for (const auto& [token, child] : node->children)
+      VERIFY(child->index < seen.size() && seen[child->index], name(*node) + " would be evicted before its child");
+    mark(node);
+  }
+}
+
+}  // namespace
+
+void KVCache::check() const {
+  const std::lock_guard guard(mutex_);
+  std::vector<Expected> pages(pool_.budget());
+  std::size_t tokens = 0;
+  std::size_t nodes = 0;
+  tree_.for_each([&](const Node& node) {
+    check_node(node, geometry_, tree_, pages);
+    tokens += node.tokens.size();
+    ++nodes;
+  });
+  VERIFY(tokens == tree_.tokens() && nodes == tree_.nodes(), "the tree miscounts its tokens or nodes");
+  check_list(tree_);
+  check_slots(pages);
+  check_pages(pages);
+  check_mappings();
+}
+
+void KVCache::check_slots(std::vector<Expected>& pages) const {
+  std::size_t live_tokens = 0;
+  SlotId live = 0;
+  SlotId idle = 0;
+  for (SlotId slot = 0; slot < slots_.size(); ++slot) {
+    const Slot& it = slots_[slot];
+    const std::string which = "slot " + std::to_string(slot);
+    idle += it.state == State::kIdle;
+    if (it.state != State::kLive) {
+      VERIFY(it.pages == 0 && it.tokens == 0 && it.recorded == 0, which + " is not live and owns something");
+      continue;
+    }
+    ++live;
+    live_tokens += it.tokens - it.recorded;
+    VERIFY(tree_.attached(slot) != nullptr && tree_.attached(slot)->alive, which + " is live and attached nowhere");
+    VERIFY(it.recorded <= it.tokens, which + " recorded more tokens than it has");
+    VERIFY(it.pages == geometry_.pages_for(it.tokens), which + " is not backed exactly as far as its tokens reach");
+    for (std::size_t index = 0; index < it.pages; ++index) {
+      const PageId page = arena_.mapped(slot, index);
+      VERIFY(page != kNoPage, which + " is live and page index " + std::to_string(index) + " maps nothing");
+      ++pages[page].holders;
+      ++pages[page].pins;
+    }
+  }
+  VERIFY(live == live_slots_ && live_tokens == live_tokens_, "live slots or their tokens are miscounted");
+  VERIFY(idle == idle_.size() && idle + live + draining_.size() + 1 == slots_.size(), "a slot is lost");
+  const PageId padding = arena_.mapped(0, 0);
+  ++pages[padding].holders;
+  ++pages[padding].pins;
+}
+
+void KVCache::check_pages(const std::vector<Expected>& pages) const {
+  PageId created = 0;
+  PageId free = 0;
+  PageId held = 0;
+  PageId pinned = 0;
+  for (PageId page = 0; page < pool_.budget(); ++page) {
+    const Page& it = pool_[page];
+    const Expected& should = pages[page];
+    VERIFY(it.holders == should.holders, name(page) + " counts " + std::to_string(it.holders) + " holders, has " +
+                                             std::to_string(should.holders));
+    VERIFY(it.pins == should.pins,
+           name(page) + " counts " + std::to_string(it.pins) + " pins, has " + std::to_string(should.pins));
+    VERIFY(it.recorded == should.recorded, name(page) + " has " + std::to_string(should.recorded) +
+                                               " recorded bytes, not " + std::to_string(it.recorded));
+    VERIFY(it.created || it.holders == 0, name(page) + " is held and does not exist");
+    if (it.writer != kNoSlot) {  // a live slot that owns the page
+      const Slot& writer = slots_.at(it.writer);
+      bool maps = false;
+      for (std::size_t index = 0; index < writer.pages; ++index) maps |= arena_.mapped(it.writer, index) == page;
+      VERIFY(writer.state == State::kLive && maps, name(page) + " has a writer that does not own it");
+    }
+    created += it.created;
+    free += it.created && it.holders == 0;
+    held += it.holders > 0;
+    pinned += it.pins > 0;
+  }
+  VERIFY(created == pool_.created() && free == pool_.free() && held == pool_.held() && pinned == pool_.pinned() &&
+             free + held == created && pool_.evictable() == held - pinned &&
+             pool_.available() == pool_.budget() - held,
+         "the ledger of pages does not add up");
+  PageId listed = 0;
+  for (PageId page = pool_.oldest_free(); page != kNoPage; page = pool_.next_free(page)) ++listed;
+  VERIFY(listed == free, "the list of free pages does not hold every free page");
+}
+
+void KVCache::check_mappings() const {
+  std::size_t runs = 0;
+  for (SlotId slot = 0; slot < slots_.size(); ++slot)
+    for (std::size_t index = 0; index < arena_.extent(slot); ++index) {
+      const PageId page = arena_.mapped(slot, index);
+      if (page == kNoPage) continue;
+      VERIFY(pool_[page].created, "slot " + std::to_string(slot) + " maps " + name(page) + ", which does not exist");
+      const PageId before = index == 0 ? kNoPage : arena_.mapped(slot, index - 1);
+      runs += before == kNoPage || before + 1 != page;
+    }
+  VERIFY(runs == arena_.runs(), "the runs of mapped pages are miscounted");
+}
+
+}  // namespace vt

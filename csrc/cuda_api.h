@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// The few entry points of the CUDA driver that the core calls, looked up in libcuda at run time, so that it builds
+// where there is no CUDA toolkit and loads where there is no driver. The declarations follow the CUDA driver API
+// reference (virtual memory management); their layouts are part of its binary interface.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace vt::cuda {
+
+using Result = int;  // CUresult
+using Device = int;
+using Context = struct ContextTag*;
+using Stream = struct StreamTag*;
+using DevicePointer = unsigned long long;
+using AllocationHandle = unsigned long long;
+
+inline constexpr Result kSuccess = 0;
+inline constexpr Result kOutOfMemory = 2;
+inline constexpr int kAllocationTypePinned = 1;
+inline constexpr int kLocationTypeDevice = 1;
+inline constexpr int kAccessReadWrite = 3;
+inline constexpr int kAttributeGpuDirectRdmaWithVmm = 110;  // CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
+
+struct Location {
+  int type;
+  int id;
+};
+
+struct AllocationProperties {  // CUmemAllocationProp
+  int type;
+  int requested_handle_types;
+  Location location;
+  void* win32_handle_metadata;
+  struct {
+    unsigned char compression_type;
+    unsigned char gpu_direct_rdma_capable;
+    unsigned short usage;
+    unsigned char reserved[4];
+  } flags;
+};
+static_assert(sizeof(AllocationProperties) == 32);
+
+struct AccessDescription {  // CUmemAccessDesc
+  Location location;
+  int flags;
+};
+static_assert(sizeof(AccessDescription) == 12);
+
+struct Api {
+  // library: a path or a name that dlopen takes. Throws DriverError if it or an entry point is missing.
+  explicit Api(const std::string& library);
+
+  Result (*init)(unsigned) = nullptr;
+  Result (*get_error_name)(Result, const char**) = nullptr;
+  Result (*get_error_string)(Result, const char**) = nullptr;
+  Result (*device_get)(Device*, int) = nullptr;
+  Result (*device_get_attribute)(int*, int, Device) = nullptr;
+  Result (*primary_context_retain)(Context*, Device) = nullptr;
+  Result (*primary_context_release)(Device) = nullptr;
+  Result (*context_push)(Context) = nullptr;
+  Result (*context_pop)(Context*) = nullptr;
+  Result (*granularity)(std::size_t*, const AllocationProperties*, int) = nullptr;
+  Result (*address_reserve)(DevicePointer*, std::size_t, std::size_t, DevicePointer, unsigned long long) = nullptr;
+  Result (*address_free)(DevicePointer, std::size_t) = nullptr;
+  Result (*create)(AllocationHandle*, std::size_t, const AllocationProperties*, unsigned long long) = nullptr;
+  Result (*release)(AllocationHandle) = nullptr;
+  Result (*map)(DevicePointer, std::size_t, std::size_t, AllocationHandle, unsigned long long) = nullptr;
+  Result (*unmap)(DevicePointer, std::size_t) = nullptr;
+  Result (*set_access)(DevicePointer, std::size_t, const AccessDescription*, std::size_t) = nullptr;
+  Result (*copy_async)(DevicePointer, DevicePointer, std::size_t, Stream) = nullptr;
+
+  // Throws DriverError, naming the CUDA error, unless result is success.
+  void check(Result result, const char* operation) const;
+};
+
+}  // namespace vt::cuda

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda_driver.h"
+
+#include <string>
+
+#include "errors.h"
+
+namespace vt {
+
+using cuda::kSuccess;
+using cuda::Result;
+
+class CudaDriver::InContext {
+ public:
+  InContext(const cuda::Api& api, cuda::Context context) : api_(api) {
+    api_.check(api_.context_push(context), "cuCtxPushCurrent");
+  }
+  ~InContext() {
+    cuda::Context popped = nullptr;
+    api_.context_pop(&popped);
+  }
+  InContext(const InContext&) = delete;
+  InContext& operator=(const InContext&) = delete;
+
+ private:
+  const cuda::Api& api_;
+};
+
+CudaDriver::CudaDriver(int device, std::size_t page_bytes, PageId max_pages, const std::string& library)
+    : api_(library), ordinal_(device), page_bytes_(page_bytes), max_pages_(max_pages) {
+  if (max_pages == 0) throw std::invalid_argument("max_pages must be positive");
+  api_.check(api_.init(0), "cuInit");
+  api_.check(api_.device_get(&device_, device), "cuDeviceGet");
+  properties_.type = cuda::kAllocationTypePinned;
+  properties_.location = {cuda::kLocationTypeDevice, device_};
+  int rdma = 0;  // so that NICs can read and write the pages, where the device lets them
+  if (api_.device_get_attribute(&rdma, cuda::kAttributeGpuDirectRdmaWithVmm, device_) == kSuccess && rdma != 0)
+    properties_.flags.gpu_direct_rdma_capable = 1;
+  std::size_t granularity = 0;
+  api_.check(api_.granularity(&granularity, &properties_, 0), "cuMemGetAllocationGranularity");
+  if (page_bytes_ == 0) page_bytes_ = granularity;
+  if (granularity == 0 || page_bytes_ % granularity != 0)
+    throw std::invalid_argument("page_bytes must be a multiple of this GPU's allocation granularity, " +
+                                std::to_string(granularity) + "; got " + std::to_string(page_bytes_));
+  handles_.resize(max_pages);
+  exists_.resize(max_pages);
+  in_window_.resize(max_pages);
+  api_.check(api_.primary_context_retain(&context_, device_), "cuDevicePrimaryCtxRetain");
+}
+
+CudaDriver::~CudaDriver() {
+  // At the end of a process the driver may be gone already, so results are not looked at.
+  cuda::Context popped = nullptr;
+  const bool in_context = api_.context_push(context_) == kSuccess;
+  for (std::size_t i = 0; i < mapped_.size(); ++i)
+    if (mapped_[i]) api_.unmap(range_ + i * page_bytes_, page_bytes_);
+  for (PageId page = 0; page < max_pages_; ++page) {
+    if (in_window_[page]) api_.unmap(window_ + page * page_bytes_, page_bytes_);
+    if (exists_[page]) api_.release(handles_[page]);
+  }
+  if (window_ != 0) api_.address_free(window_, page_bytes_ * max_pages_);
+  if (range_ != 0) api_.address_free(range_, range_bytes_);
+  if (in_context) api_.context_pop(&popped);
+  api_.primary_context_release(device_);
+}
+
+std::uintptr_t CudaDriver::reserve(std::size_t bytes) {
+  if (range_ != 0) throw InvariantError("the range is reserved already");
+  const InContext in_context(api_, context_);
+  const Result result = api_.address_reserve(&range_, bytes, page_bytes_, 0, 0);
+  if (result != kSuccess) {
+    range_ = 0;
+    throw DriverError("cuMemAddressReserve", result,
+                      std::to_string(bytes >> 30) +
+                          " GiB of GPU addresses cannot be reserved; lower --max-running-requests or --context-length");
+  }
+  range_bytes_ = bytes;
+  mapped_.resize(bytes / page_bytes_);
+  return static_cast<std::uintptr_t>(range_);
+}
+
+void CudaDriver::create(PageId page) {
+  const InContext in_context(api_, context_);
+  api_.check(api_.create(&handles_[page], page_bytes_, &properties_, 0), "cuMemCreate");
+  exists_[page] = true;
+  ++created_;
+}
+
+void CudaDriver::release(PageId page) {
+  const InContext in_context(api_, context_);
+  if (in_window_[page]) {
+    api_.check(api_.unmap(window_ + page * page_bytes_, page_bytes_), "cuMemUnmap");
+    in_window_[page] = false;
+  }
+  api_.check(api_.release(handles_[page]), "cuMemRelease");
+  exists_[page] = false;
+  --created_;
+}
+
+Result CudaDriver::map_one(cuda::DevicePointer address, PageId page) {
+  return api_.map(address, page_bytes_, 0, handles_[page], 0);
+}
+
+Result CudaDriver::unmap_one(cuda::DevicePointer address) {
+  if (!mapped_[index(address)]) return kSuccess;
+  const Result result = api_.unmap(address, page_bytes_);
+  if (result == kSuccess) mapped_[index(address)] = false;
+  return result;
+}
+
+Result CudaDriver::allow_access(cuda::DevicePointer address, std::size_t bytes) {
+  const cuda::AccessDescription access{{cuda::kLocationTypeDevice, device_}, cuda::kAccessReadWrite};
+  return api_.set_access(address, bytes, &access, 1);
+}
+
+void CudaDriver::map(std::span<const MapOperation> operations) {
+  const InContext in_context(api_, context_);
+  const char* failed = nullptr;
+  Result result = kSuccess;
+  for (std::size_t i = 0; failed == nullptr && i < operations.size(); ++i) {
+    if ((result = unmap_one(operations[i].address)) != kSuccess)
+      failed = "cuMemUnmap";
+    else if ((result = map_one(operations[i].address, operations[i].page)) != kSuccess)
+      failed = "cuMemMap";
+    else
+      mapped_[index(operations[i].address)] = true;
+  }
+  for (std::size_t first = 0; failed == nullptr && first < operations.size();) {
+    std::size_t last = first + 1;  // one call sets the access of neighbours
+    while (last < operations.size() && operations[last].address == operations[last - 1].address + page_bytes_) ++last;
+    if ((result = allow_access(operations[first].address, (last - first) * page_bytes_)) != kSuccess)
+      failed = "cuMemSetAccess";
+    first = last;
+  }
+  if (failed == nullptr) return;
+  for (const MapOperation& operation : operations) unmap_one(operation.address);
+  api_.check(result, failed);
+}
+
+void CudaDriver::unmap(std::span<const std::uintptr_t> addresses) {
+  const InContext in_context(api_, context_);
+  for (const std::uintptr_t address : addresses) api_.check(unmap_one(address), "cuMemUnmap");
+}
+
+void CudaDriver::copy(std::uintptr_t destination, PageId source, std::size_t bytes) {
+  const InContext in_context(api_, context_);
+  if (window_ == 0)
+    api_.check(api_.address_reserve(&window_, page_bytes_ * max_pages_, page_bytes_, 0, 0), "cuMemAddressReserve");
+  const cuda::DevicePointer from = window_ + source * page_bytes_;
+  if (!in_window_[source]) {
+    api_.check(map_one(from, source), "cuMemMap");
+    if (const Result result = allow_access(from, page_bytes_); result != kSuccess) {
+      api_.unmap(from, page_bytes_);
+      api_.check(result, "cuMemSetAccess");
+    }
+    in_window_[source] = true;
+  }
+  api_.check(api_.copy_async(destination, from, bytes, stream_), "cuMemcpyDtoDAsync");
+}
+
+}  // namespace vt

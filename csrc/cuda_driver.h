@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// Pages of GPU memory through CUDA's virtual memory management.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cuda_api.h"
+#include "driver.h"
+
+namespace vt {
+
+class CudaDriver final : public Driver {
+ public:
+  // page_bytes: a multiple of the device's allocation granularity, 2 MiB on every GPU seen; 0 takes the granularity.
+  // library: what to load the CUDA driver from, "libcuda.so.1" but in tests.
+  CudaDriver(int device, std::size_t page_bytes, PageId max_pages, const std::string& library);
+  ~CudaDriver() override;
+
+  std::string name() const override { return "cuda"; }
+  std::size_t page_bytes() const override { return page_bytes_; }
+  int device() const override { return ordinal_; }
+
+  std::uintptr_t reserve(std::size_t bytes) override;
+  void create(PageId page) override;
+  void release(PageId page) override;
+  void map(std::span<const MapOperation> operations) override;
+  void unmap(std::span<const std::uintptr_t> addresses) override;
+  void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override;
+  void set_stream(std::uintptr_t stream) override { stream_ = reinterpret_cast<cuda::Stream>(stream); }
+  std::size_t physical_bytes() const override { return created_ * page_bytes_; }
+
+ private:
+  class InContext;  // makes the device's primary context current for a scope
+
+  std::size_t index(cuda::DevicePointer address) const { return (address - range_) / page_bytes_; }
+  cuda::Result map_one(cuda::DevicePointer address, PageId page);
+  cuda::Result unmap_one(cuda::DevicePointer address);
+  cuda::Result allow_access(cuda::DevicePointer address, std::size_t bytes);
+
+  cuda::Api api_;
+  int ordinal_;
+  cuda::Device device_ = 0;
+  cuda::Context context_ = nullptr;
+  cuda::AllocationProperties properties_{};
+  std::size_t page_bytes_;
+  PageId max_pages_;
+  std::size_t created_ = 0;
+  cuda::DevicePointer range_ = 0;
+  std::size_t range_bytes_ = 0;
+  cuda::Stream stream_ = nullptr;
+  std::vector<cuda::AllocationHandle> handles_;  // by page; valid where created
+  std::vector<bool> exists_;
+  std::vector<bool> mapped_;  // by page of the range
+  // Where the source of a copy is mapped, at page * page_bytes, the first time it is one; until it is released.
+  cuda::DevicePointer window_ = 0;
+  std::vector<bool> in_window_;
+};
+
+}  // namespace vt

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one interface behind which physical pages, address ranges and mappings are made.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+
+#include "types.h"
+
+namespace vt {
+
+struct MapOperation {
+  std::uintptr_t address;  // page-aligned, inside the reserved range
+  PageId page;             // a created page
+};
+
+// Not thread-safe: the caller serialises. Every failure is a DriverError.
+class Driver {
+ public:
+  Driver() = default;
+  Driver(const Driver&) = delete;
+  Driver& operator=(const Driver&) = delete;
+  virtual ~Driver() = default;
+
+  virtual std::string name() const = 0;
+  virtual std::size_t page_bytes() const = 0;
+  // -1 for memory of the host, else the CUDA device's ordinal.
+  virtual int device() const = 0;
+
+  // Reserves one range of addresses, once. Freed, with all that is mapped in it, by the destructor.
+  virtual std::uintptr_t reserve(std::size_t bytes) = 0;
+
+  // Takes the page's physical memory, or gives it back. A page is released only when it is mapped nowhere.
+  virtual void create(PageId page) = 0;
+  virtual void release(PageId page) = 0;
+
+  // Maps pages, in place of what is mapped there now. On failure every address of the batch is left unmapped.
+  virtual void map(std::span<const MapOperation> operations) = 0;
+  // Addresses that map nothing are passed over, so that a failed call can be repeated.
+  virtual void unmap(std::span<const std::uintptr_t> addresses) = 0;
+
+  // Copies a page's first bytes to a mapped address: in the order of the stream that set_stream named (CUDA), or
+  // before returning (host). The source need not be mapped anywhere.
+  virtual void copy(std::uintptr_t destination, PageId source, std::size_t bytes) = 0;
+  virtual void set_stream(std::uintptr_t /*stream*/) {}
+
+  // Bytes of physical memory that the system says the created pages occupy now.
+  virtual std::size_t physical_bytes() const = 0;
+
+  // How many separate runs of pages may be mapped at one time.
+  virtual std::size_t mapping_limit() const { return std::numeric_limits<std::size_t>::max(); }
+};
+
+}  // namespace vt

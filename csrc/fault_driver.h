@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// A driver that fails on demand, so that tests can show that every failure leaves the core as it was.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "driver.h"
+#include "errors.h"
+
+namespace vt {
+
+class FaultDriver final : public Driver {
+ public:
+  explicit FaultDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)) {}
+
+  // The call of this kind ("create", "release", "map", "unmap" or "copy") after `successes` more of it fails, once.
+  void inject(const std::string& operation, long successes) { countdown_.at(index(operation)) = successes; }
+  void clear() { countdown_.fill(kNever); }
+
+  std::string name() const override { return inner_->name(); }
+  std::size_t page_bytes() const override { return inner_->page_bytes(); }
+  int device() const override { return inner_->device(); }
+  std::uintptr_t reserve(std::size_t bytes) override { return inner_->reserve(bytes); }
+  void create(PageId page) override {
+    fail_or_pass("create");
+    inner_->create(page);
+  }
+  void release(PageId page) override {
+    fail_or_pass("release");
+    inner_->release(page);
+  }
+  void map(std::span<const MapOperation> operations) override {
+    try {
+      fail_or_pass("map");
+    } catch (const DriverError&) {  // as the contract says: nothing of the batch stays mapped
+      for (const MapOperation& operation : operations) inner_->unmap(std::span(&operation.address, 1));
+      throw;
+    }
+    inner_->map(operations);
+  }
+  void unmap(std::span<const std::uintptr_t> addresses) override {
+    fail_or_pass("unmap");
+    inner_->unmap(addresses);
+  }
+  void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override {
+    fail_or_pass("copy");
+    inner_->copy(destination, source, bytes);
+  }
+  void set_stream(std::uintptr_t stream) override { inner_->set_stream(stream); }
+  std::size_t physical_bytes() const override { return inner_->physical_bytes(); }
+  std::size_t mapping_limit() const override { return inner_->mapping_limit(); }
+
+ private:
+  static constexpr long kNever = -1;
+
+  static std::size_t index(const std::string& operation) {
+    static const std::array<std::string, 5> kinds{"create", "release", "map", "unmap", "copy"};
+    for (std::size_t i = 0; i < kinds.size(); ++i)
+      if (kinds[i] == operation) return i;
+    throw std::invalid_argument("no such driver operation: " + operation);
+  }
+  void fail_or_pass(const char* operation) {
+    long& left = countdown_[index(operation)];
+    if (left == kNever) return;
+    if (left-- == 0) throw DriverError(operation, -1, "injected");
+  }
+
+  std::unique_ptr<Driver> inner_;
+  std::array<long, 5> countdown_{kNever, kNever, kNever, kNever, kNever};
+};
+
+}  // namespace vt

@@ -1,0 +1,464 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kv_cache.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <numeric>
+#include <string>
+
+#include "errors.h"
+
+namespace vt {
+namespace {
+
+constexpr SlotId kPaddingSlot = 0;
+
+}  // namespace
+
+KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
+                 PageId budget, std::size_t mapping_limit)
+    : driver_(std::move(driver)),
+      geometry_(geometry),
+      budget_(budget),
+      pool_(*driver_, budget + 1),
+      arena_(*driver_, geometry, slots, slot_tokens,
+             mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit())),
+      tree_(pool_, geometry, slots),
+      slots_(slots) {
+  const Change padding{kPaddingSlot, 0, pool_.take()};
+  arena_.map(std::span(&padding, 1));
+  pool_.hold(padding.page, true);
+  slots_[kPaddingSlot].state = State::kPadding;
+  for (SlotId slot = 1; slot < slots; ++slot) slots_[slot].idle = idle_.insert(idle_.end(), slot);
+  tree_.on_slot_loose = [this](SlotId slot) { idle_.splice(idle_.begin(), idle_, slots_[slot].idle); };
+}
+
+KVCache::~KVCache() = default;
+
+// ---- the radix tree
+
+KVCache::Match KVCache::match(const std::string& name_space, std::span<const Token> tokens,
+                              std::size_t total_tokens) {
+  const std::lock_guard guard(mutex_);
+  Node* node = tree_.match(name_space, tokens);
+  if (node == nullptr) return {0, 0};
+  // Tokens after which a sequence ends on a page border.
+  const std::size_t unit = std::lcm(geometry_.page_bytes, geometry_.token_bytes) / geometry_.token_bytes;
+  while (!node->is_root() && !fits(node, total_tokens)) {
+    const std::size_t aligned = node->end / unit * unit;
+    node = aligned > node->start() && aligned < node->end ? tree_.cut(node, aligned) : node->parent;
+  }
+  return {RadixTree::handle(node), node->end};
+}
+
+bool KVCache::fits(const Node* node, std::size_t total_tokens) const {
+  if (total_tokens <= node->end) return true;
+  return node->path_pages + geometry_.pages_for(total_tokens) - geometry_.page_of(node->end) <= budget_;
+}
+
+void KVCache::lock(NodeHandle node) {
+  const std::lock_guard guard(mutex_);
+  if (node != 0) tree_.lock(tree_.at(node));
+}
+
+void KVCache::unlock(NodeHandle node) {
+  const std::lock_guard guard(mutex_);
+  if (node != 0) tree_.unlock(tree_.at(node));
+}
+
+std::size_t KVCache::evict(std::size_t pages) {
+  const std::lock_guard guard(mutex_);
+  return evict_pages(pages);
+}
+
+std::size_t KVCache::evict_pages(std::size_t pages) {
+  std::size_t tokens = 0;
+  for (std::size_t freed = 0; freed < pages;) {
+    const auto evicted = tree_.evict_oldest();
+    if (!evicted) break;
+    freed += evicted->pages_freed;
+    tokens += evicted->tokens;
+    ++counters_.nodes_evicted;
+    counters_.tokens_evicted += evicted->tokens;
+  }
+  return tokens;
+}
+
+void KVCache::clear() {
+  const std::lock_guard guard(mutex_);
+  if (live_slots_ > 0)
+    throw InvariantError("the cache cannot be cleared: " + std::to_string(live_slots_) + " slots are live");
+  tree_.clear();
+}
+
+// ---- a request's life
+
+KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, std::size_t tokens) {
+  const std::lock_guard guard(mutex_);
+  Node* node = handle == 0 ? nullptr : tree_.at(handle);
+  const std::size_t matched = node == nullptr ? 0 : node->end;
+  if (tokens < matched || tokens > arena_.slot_tokens())
+    throw std::invalid_argument("a slot holds " + std::to_string(arena_.slot_tokens()) + " tokens, and its prefix " +
+                                std::to_string(matched) + "; it cannot be bound to " + std::to_string(tokens));
+  if (node != nullptr && node->locks == 0) throw InvariantError("bind needs its node to be locked");
+
+  std::vector<PageId> path;
+  if (node != nullptr) tree_.collect(node, path);
+  std::size_t shared = path.size();
+  Tail tail = Tail::kNone;
+  if (const std::size_t bytes = geometry_.tail_bytes(matched); bytes != 0) {
+    const Page& last = pool_[path.back()];
+    tail = last.writer == kNoSlot && last.recorded == bytes ? Tail::kExtended : Tail::kCopied;
+    if (tail == Tail::kCopied) --shared;
+  }
+  const std::size_t pages = geometry_.pages_for(tokens);
+  const SlotId slot = choose_slot(node);
+  require(pages - shared);
+
+  std::vector<Fresh> fresh;
+  for (std::size_t index = shared; index < pages; ++index) fresh.push_back({slot, index});
+  acquire(fresh);
+  std::size_t reused = 0;
+  std::vector<Change> changes;
+  const auto change_unless_mapped = [&](std::size_t index, PageId page) {
+    const bool differs = arena_.mapped(slot, index) != page;
+    if (differs) changes.push_back({slot, static_cast<std::uint32_t>(index), page});
+    return differs;
+  };
+  for (std::size_t index = 0; index < shared; ++index) change_unless_mapped(index, path[index]);
+  const std::size_t aliased_by_mapping = changes.size();
+  for (const Fresh& it : fresh) reused += !change_unless_mapped(it.index, it.page);
+  try {
+    map(changes, slot);
+    if (tail == Tail::kCopied)
+      driver_->copy(arena_.address(slot, shared), path.back(), geometry_.tail_bytes(matched));
+  } catch (const DriverError&) {
+    give_back(fresh);
+    throw;
+  }
+
+  // From here on nothing can fail.
+  tree_.detach(slot);
+  tree_.attach(slot, node != nullptr ? node : tree_.root(name_space), false);
+  idle_.erase(slots_[slot].idle);
+  for (std::size_t index = 0; index < shared; ++index) pool_.hold(path[index], true);
+  if (tail == Tail::kExtended) pool_[path.back()].writer = slot;
+  for (const Fresh& it : fresh) {
+    pool_.hold(it.page, true);
+    pool_[it.page].writer = slot;
+  }
+  Slot& it = slots_[slot];
+  it.state = State::kLive;
+  it.pages = pages;
+  it.tokens = tokens;
+  it.recorded = matched;
+  ++live_slots_;
+  live_tokens_ += tokens - matched;
+  ++counters_.binds;
+  counters_.tokens_matched += matched;
+  counters_.pages_aliased += shared;
+  counters_.pages_adopted += shared - aliased_by_mapping;
+  counters_.pages_reused += reused;
+  counters_.tails_extended += tail == Tail::kExtended;
+  counters_.tails_copied += tail == Tail::kCopied;
+  return {slot, tail, shared, changes.size()};
+}
+
+void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens) {
+  const std::lock_guard guard(mutex_);
+  if (slots.size() != tokens.size()) throw std::invalid_argument("grow takes one token count per slot");
+  ++growths_;
+  std::vector<Fresh> fresh;
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const Slot& it = live(slots[i]);
+    if (tokens[i] < it.tokens || tokens[i] > arena_.slot_tokens())
+      throw std::invalid_argument("slot " + std::to_string(slots[i]) + " has " + std::to_string(it.tokens) +
+                                  " tokens and holds at most " + std::to_string(arena_.slot_tokens()) +
+                                  "; it cannot grow to " + std::to_string(tokens[i]));
+    if (slots_[slots[i]].seen == growths_) throw std::invalid_argument("a slot is named twice in one growth");
+    slots_[slots[i]].seen = growths_;
+    const std::size_t pages = geometry_.pages_for(tokens[i]);
+    for (std::size_t index = it.pages; index < pages; ++index) fresh.push_back({slots[i], index});
+  }
+  if (!fresh.empty()) {
+    require(fresh.size());
+    acquire(fresh);
+    std::vector<Change> changes;
+    for (const Fresh& it : fresh)
+      if (arena_.mapped(it.slot, it.index) != it.page)
+        changes.push_back({it.slot, static_cast<std::uint32_t>(it.index), it.page});
+    try {
+      map(changes, kNoSlot);
+    } catch (const DriverError&) {
+      give_back(fresh);
+      throw;
+    }
+    counters_.pages_reused += fresh.size() - changes.size();
+  }
+  for (const Fresh& it : fresh) {
+    pool_.hold(it.page, true);
+    pool_[it.page].writer = it.slot;
+    ++slots_[it.slot].pages;
+  }
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    Slot& it = slots_[slots[i]];
+    live_tokens_ += tokens[i] - it.tokens;
+    it.tokens = tokens[i];
+  }
+}
+
+std::size_t KVCache::pages_to_grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens) const {
+  const std::lock_guard guard(mutex_);
+  if (slots.size() != tokens.size()) throw std::invalid_argument("pages_to_grow takes one token count per slot");
+  std::size_t pages = 0;
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    const std::size_t held = live(slots[i]).pages;
+    const std::size_t wanted = geometry_.pages_for(tokens[i]);
+    pages += wanted > held ? wanted - held : 0;
+  }
+  return pages;
+}
+
+KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
+  const std::lock_guard guard(mutex_);
+  live(slot);
+  Slot& it = slots_[slot];
+  if (tokens.size() > it.tokens)
+    throw std::invalid_argument("slot " + std::to_string(slot) + " has " + std::to_string(it.tokens) +
+                                " tokens; " + std::to_string(tokens.size()) + " cannot be recorded");
+  Node* from = tree_.attached(slot);
+  if (tokens.size() <= from->end) return {RadixTree::handle(from), false, 0};
+  const auto recorded =
+      tree_.record(from, tokens, [this, slot](std::size_t index) { return arena_.mapped(slot, index); });
+  tree_.detach(slot);
+  tree_.attach(slot, recorded.node, false);
+  if (tokens.size() > it.recorded) {
+    live_tokens_ -= tokens.size() - it.recorded;
+    it.recorded = tokens.size();
+  }
+  return {RadixTree::handle(recorded.node), recorded.duplicate, recorded.added};
+}
+
+void KVCache::release(SlotId slot) {
+  const std::lock_guard guard(mutex_);
+  live(slot);
+  Slot& it = slots_[slot];
+  for (std::size_t index = 0; index < it.pages; ++index) {
+    const PageId page = arena_.mapped(slot, index);
+    if (pool_[page].writer == slot) pool_[page].writer = kNoSlot;
+    pool_.drop(page, true);
+  }
+  live_tokens_ -= it.tokens - it.recorded;
+  --live_slots_;
+  it.pages = it.tokens = it.recorded = 0;
+  if (it.last_forward > completed_) {
+    it.state = State::kDraining;
+    draining_.emplace(it.last_forward, slot);
+  } else {
+    make_idle(slot);
+  }
+}
+
+void KVCache::make_idle(SlotId slot) {
+  Node* node = tree_.attached(slot);
+  const bool loose = node->is_root();
+  tree_.detach(slot);
+  if (!loose) tree_.attach(slot, node, true);
+  slots_[slot].state = State::kIdle;
+  slots_[slot].idle = idle_.insert(loose ? idle_.begin() : idle_.end(), slot);
+}
+
+// ---- forwards
+
+std::uint64_t KVCache::begin_forward(std::span<const SlotId> slots) {
+  const std::lock_guard guard(mutex_);
+  for (const SlotId slot : slots) live(slot);
+  ++begun_;
+  for (const SlotId slot : slots) slots_[slot].last_forward = begun_;
+  return begun_;
+}
+
+void KVCache::complete_forward(std::uint64_t forward) {
+  const std::lock_guard guard(mutex_);
+  if (forward > begun_) throw std::invalid_argument("forward " + std::to_string(forward) + " has not begun");
+  completed_ = std::max(completed_, forward);
+  while (!draining_.empty() && draining_.begin()->first <= completed_) {
+    make_idle(draining_.begin()->second);
+    draining_.erase(draining_.begin());
+  }
+}
+
+// ---- slots, pages and mappings
+
+const KVCache::Slot& KVCache::live(SlotId slot) const {
+  if (slot >= slots_.size() || slots_[slot].state != State::kLive)
+    throw std::invalid_argument("slot " + std::to_string(slot) + " is not live");
+  return slots_[slot];
+}
+
+SlotId KVCache::choose_slot(const Node* node) const {
+  if (idle_.empty()) {
+    if (draining_.empty())
+      throw std::length_error("all " + std::to_string(live_slots_) + " slots are live: raise --max-running-requests");
+    throw SlotsBusy("every idle slot is still used by a forward; complete forward " +
+                    std::to_string(draining_.begin()->first) + " first");
+  }
+  if (node != nullptr)
+    if (const SlotId near = tree_.idle_slot_near(node); near != kNoSlot) return near;
+  return idle_.front();
+}
+
+void KVCache::require(std::size_t pages) {
+  const PageId available = pool_.available();
+  if (available >= pages) return;
+  if (available + pool_.evictable() < pages) throw OutOfPages(pages, available + pool_.evictable());
+  evict_pages(pages - available);
+}
+
+void KVCache::acquire(std::vector<Fresh>& fresh) {
+  // First those that cost no driver call, before take() can hand one of them to another index.
+  for (Fresh& it : fresh)
+    if (const PageId page = arena_.mapped(it.slot, it.index); page != kNoPage && pool_.claim(page)) it.page = page;
+  const PageId created = pool_.created();
+  try {
+    for (Fresh& it : fresh)
+      if (it.page == kNoPage) it.page = pool_.take();
+  } catch (...) {
+    counters_.pages_created += pool_.created() - created;
+    give_back(fresh);
+    throw;
+  }
+  counters_.pages_created += pool_.created() - created;
+}
+
+void KVCache::give_back(const std::vector<Fresh>& fresh) {
+  for (const Fresh& it : fresh)
+    if (it.page != kNoPage) pool_.give_back(it.page);
+}
+
+void KVCache::map(std::span<const Change> changes, SlotId binding) {
+  if (changes.empty()) return;
+  if (arena_.runs() + changes.size() > arena_.mapping_limit()) shed(changes.size(), binding);
+  arena_.map(changes);
+}
+
+// Unmaps what nobody uses, the longest idle first, until this many more runs can be mapped.
+void KVCache::shed(std::size_t runs, SlotId binding) {
+  const auto enough = [&] { return arena_.runs() + runs <= arena_.mapping_limit(); };
+  std::vector<SlotId> order(idle_.begin(), idle_.end());
+  for (const SlotId slot : order) {
+    if (enough()) return;
+    if (slot == binding || arena_.extent(slot) == 0) continue;
+    arena_.unmap(slot, 0);
+    ++counters_.slots_shed;
+    tree_.detach(slot);
+    idle_.splice(idle_.begin(), idle_, slots_[slot].idle);
+  }
+  for (SlotId slot = 0; slot < slots_.size() && !enough(); ++slot)
+    if (slots_[slot].state == State::kLive) arena_.unmap(slot, slots_[slot].pages);
+  if (!enough())
+    throw DriverError("mmap", ENOMEM,
+                      "more than " + std::to_string(arena_.mapping_limit()) +
+                          " separate runs of pages would be mapped: raise vm.max_map_count (sysctl), or take larger "
+                          "pages with --vtensor-page-bytes");
+}
+
+std::size_t KVCache::trim(std::size_t keep) {
+  const std::lock_guard guard(mutex_);
+  if (pool_.free() <= keep) return 0;
+  // A slot in flight is left as it is, and with it what it maps.
+  std::vector<bool> untouchable(pool_.budget());
+  for (const auto& [forward, slot] : draining_)
+    for (std::size_t index = 0; index < arena_.extent(slot); ++index)
+      if (const PageId page = arena_.mapped(slot, index); page != kNoPage) untouchable[page] = true;
+  std::vector<bool> chosen(pool_.budget());
+  std::vector<PageId> pages;
+  for (PageId page = pool_.oldest_free(); page != kNoPage && pool_.free() - pages.size() > keep;
+       page = pool_.next_free(page)) {
+    if (untouchable[page]) continue;
+    chosen[page] = true;
+    pages.push_back(page);
+  }
+  for (SlotId slot = 0; slot < slots_.size(); ++slot)
+    for (std::size_t index = 0; index < arena_.extent(slot); ++index)
+      if (const PageId page = arena_.mapped(slot, index); page != kNoPage && chosen[page])
+        arena_.unmap_index(slot, index);
+  for (const PageId page : pages) {
+    pool_.destroy(page);
+    ++counters_.pages_released;
+  }
+  return pages.size();
+}
+
+// ---- looking
+
+Usage KVCache::usage() const {
+  const std::lock_guard guard(mutex_);
+  return {budget_,
+          pool_.created(),
+          pool_.free(),
+          pool_.held(),
+          pool_.evictable(),
+          static_cast<SlotId>(slots_.size()),
+          live_slots_,
+          tree_.nodes(),
+          tree_.tokens(),
+          live_tokens_,
+          arena_.runs()};
+}
+
+Counters KVCache::counters() const {
+  const std::lock_guard guard(mutex_);
+  Counters counters = counters_;
+  counters.pages_mapped = arena_.pages_mapped;
+  counters.pages_unmapped = arena_.pages_unmapped;
+  return counters;
+}
+
+std::size_t KVCache::available_tokens() const {
+  const std::lock_guard guard(mutex_);
+  return geometry_.tokens_in(pool_.available());
+}
+
+std::size_t KVCache::evictable_tokens() const {
+  const std::lock_guard guard(mutex_);
+  return geometry_.tokens_in(pool_.available() + pool_.evictable()) - geometry_.tokens_in(pool_.available());
+}
+
+// Counted from the pinned pages and not as what is left over, so that the sum proves something: it misses the total
+// when a page is lost, and when a request that SGLang has forgotten still holds its slot.
+std::size_t KVCache::protected_tokens() const {
+  const std::lock_guard guard(mutex_);
+  return total_tokens() - geometry_.tokens_in(budget_ - (pool_.pinned() - 1)) - live_tokens_;
+}
+
+SlotId KVCache::idle_slots() const {
+  const std::lock_guard guard(mutex_);
+  return static_cast<SlotId>(slots_.size()) - 1 - live_slots_;
+}
+
+std::size_t KVCache::physical_bytes() const {
+  const std::lock_guard guard(mutex_);
+  return driver_->physical_bytes();
+}
+
+void KVCache::set_stream(std::uintptr_t stream) {
+  const std::lock_guard guard(mutex_);
+  driver_->set_stream(stream);
+}
+
+std::vector<PageId> KVCache::slot_pages(SlotId slot) const {
+  const std::lock_guard guard(mutex_);
+  std::vector<PageId> pages;
+  for (std::size_t index = 0; index < live(slot).pages; ++index) pages.push_back(arena_.mapped(slot, index));
+  return pages;
+}
+
+std::vector<PageId> KVCache::path_pages(NodeHandle node) const {
+  const std::lock_guard guard(mutex_);
+  std::vector<PageId> pages;
+  if (node != 0) tree_.collect(tree_.at(node), pages);
+  return pages;
+}
+
+}  // namespace vt

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+// The core as its users see it: page pool, virtual tensors and radix tree under one lock, with every operation all
+// or nothing.
+//
+// A slot's life, and who owns its pages [0, pages):
+//
+//     idle     --bind-->   live    --grow, record-->   live   --release-->   idle
+//     nobody               the slot and the tree                              the tree, where recorded
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "arena.h"
+#include "driver.h"
+#include "page_pool.h"
+#include "radix_tree.h"
+
+namespace vt {
+
+// Counted since the start.
+struct Counters {
+  std::uint64_t binds = 0;
+  std::uint64_t tokens_matched = 0;      // tokens that binds found in the tree
+  std::uint64_t pages_created = 0;
+  std::uint64_t pages_released = 0;      // given back to the driver
+  std::uint64_t pages_aliased = 0;       // shared with the tree by a bind
+  std::uint64_t pages_adopted = 0;       // those of them that the slot mapped already
+  std::uint64_t pages_reused = 0;        // free pages that the slot mapped already
+  std::uint64_t pages_mapped = 0;
+  std::uint64_t pages_unmapped = 0;      // taken out of a mapping or replaced in it
+  std::uint64_t tails_extended = 0;      // partly filled pages that a bind went on filling in place
+  std::uint64_t tails_copied = 0;        // partly filled pages that a bind copied
+  std::uint64_t nodes_evicted = 0;
+  std::uint64_t tokens_evicted = 0;
+  std::uint64_t slots_shed = 0;          // idle slots unmapped to stay under the mapping limit
+};
+
+// Now, in pages and tokens.
+struct Usage {
+  PageId budget, created, free, held, evictable;
+  SlotId slots, slots_live;
+  std::size_t nodes, tree_tokens, live_tokens;
+  std::size_t mapping_runs;
+};
+
+class KVCache {
+ public:
+  // slots: virtual tensors, the padding slot 0 included. slot_tokens: the longest sequence a slot must hold.
+  // budget: pages for sequences; one more backs the padding slot's first page from the start, so that kernels may
+  // read and write token 0 of slot 0. mapping_limit: 0 takes the driver's.
+  KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
+          PageId budget, std::size_t mapping_limit);
+  ~KVCache();
+
+  struct Match {
+    NodeHandle node;
+    std::size_t tokens;
+  };
+  // The longest recorded prefix. total_tokens, where not 0, is how far the sequence may grow: the match is cut
+  // shorter where holding it and growing so far would take more pages than there are (the tail of the match and
+  // what diverged from it would have to exist side by side).
+  Match match(const std::string& name_space, std::span<const Token> tokens, std::size_t total_tokens);
+
+  void lock(NodeHandle node);
+  void unlock(NodeHandle node);
+
+  enum class Tail { kNone, kExtended, kCopied };
+  struct Bound {
+    SlotId slot;
+    Tail tail;
+    std::size_t pages_aliased;
+    std::size_t pages_mapped;
+  };
+  // Takes an idle slot, backs its first `tokens` tokens, the path of `node` (at least as long as the path, which
+  // must be locked) shared and the rest new. Evicts if need be. Throws OutOfPages, SlotsBusy or DriverError.
+  Bound bind(const std::string& name_space, NodeHandle node, std::size_t tokens);
+  // Backs each live slot up to so many tokens; all of them or none. Evicts if need be.
+  void grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens);
+  // Pages that such a growth would take.
+  std::size_t pages_to_grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens) const;
+
+  struct Recorded {
+    NodeHandle node;
+    bool duplicate;
+    std::size_t added;
+  };
+  // Records the live slot's first tokens.size() tokens in the tree. They must all be written by forwards begun
+  // before now.
+  Recorded record(SlotId slot, std::span<const Token> tokens);
+  // Ends the slot's request. Its pages stay with the tree where recorded, and mapped in any case.
+  void release(SlotId slot);
+
+  // Forwards are numbered in the order they are launched. A slot that one uses is not bound anew before the
+  // forward is completed.
+  std::uint64_t begin_forward(std::span<const SlotId> slots);
+  void complete_forward(std::uint64_t forward);
+
+  // Evicts until this many more pages can be taken than now, or nothing is left to evict. Returns tokens evicted.
+  std::size_t evict(std::size_t pages);
+  // Gives free pages back to the driver until this many are left; pages of slots in flight are passed over.
+  // Returns pages given back.
+  std::size_t trim(std::size_t keep);
+  // Forgets every recorded sequence. No slot may be live and no node locked.
+  void clear();
+
+  Usage usage() const;
+  Counters counters() const;
+  // Tokens that SGLang may be told of; their sum with those of its running requests is always total_tokens().
+  std::size_t total_tokens() const { return geometry_.tokens_in(budget_); }
+  std::size_t available_tokens() const;
+  std::size_t evictable_tokens() const;
+  std::size_t protected_tokens() const;
+  SlotId idle_slots() const;
+
+  const Geometry& geometry() const { return geometry_; }
+  std::uintptr_t base() const { return arena_.base(); }
+  SlotId slots() const { return arena_.slots(); }
+  std::size_t slot_tokens() const { return arena_.slot_tokens(); }
+  std::size_t slot_bytes() const { return arena_.slot_bytes(); }
+  Driver& driver() { return *driver_; }
+  std::size_t physical_bytes() const;
+  void set_stream(std::uintptr_t stream);
+  // Page ids of a slot's held pages, and of a node's path, by page index.
+  std::vector<PageId> slot_pages(SlotId slot) const;
+  std::vector<PageId> path_pages(NodeHandle node) const;
+  // Proves every invariant from scratch; throws InvariantError naming the one that does not hold. Slow.
+  void check() const;
+
+ private:
+  enum class State : std::uint8_t { kPadding, kIdle, kDraining, kLive };
+  struct Slot {
+    State state = State::kIdle;
+    std::size_t pages = 0;            // held, from index 0, while live
+    std::size_t tokens = 0;           // backed and counted to the request, while live
+    std::size_t recorded = 0;         // tokens of it that the tree has too, while live
+    std::uint64_t last_forward = 0;
+    std::uint64_t seen = 0;           // the growth that looked at it last
+    std::list<SlotId>::iterator idle; // place in idle_, while idle
+  };
+  // A fresh page for each of these indices: claimed where the slot maps a free one, else taken.
+  struct Fresh {
+    SlotId slot;
+    std::size_t index;
+    PageId page = kNoPage;
+  };
+
+  struct Expected;  // of a page, as the checker counts it
+
+  void check_slots(std::vector<Expected>& pages) const;
+  void check_pages(const std::vector<Expected>& pages) const;
+  void check_mappings() const;
+  const Slot& live(SlotId slot) const;
+  bool fits(const Node* node, std::size_t total_tokens) const;
+  SlotId choose_slot(const Node* node) const;
+  void require(std::size_t pages);
+  void acquire(std::vector<Fresh>& fresh);
+  void give_back(const std::vector<Fresh>& fresh);
+  void map(std::span<const Change> changes, SlotId binding);
+  void shed(std::size_t runs, SlotId binding);
+  std::size_t evict_pages(std::size_t pages);
+  void make_idle(SlotId slot);
+
+  mutable std::mutex mutex_;
+  std::unique_ptr<Driver> driver_;
+  Geometry geometry_;
+  PageId budget_;  // without the padding page
+  PagePool pool_;
+  Arena arena_;
+  RadixTree tree_;
+  std::vector<Slot> slots_;
+  std::list<SlotId> idle_;  // first the slots that share nothing with the tree, then by the time of their release
+  std::multimap<std::uint64_t, SlotId> draining_;  // by the forward that each waits for
+  std::size_t live_tokens_ = 0;    // of live slots, not recorded
+  SlotId live_slots_ = 0;
+  std::uint64_t begun_ = 0;
+  std::uint64_t completed_ = 0;
+  std::uint64_t growths_ = 0;
+  Counters counters_;
+};
+
+}  // namespace vt

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// Physical pages and the one ledger over them.
+//
+//   not created --take--> taken --hold--> held (count = holders) --last drop--> free --take--> ...
+//        ^                  |                                                    |
+//        |                  +------------------- give_back ---------------------+
+//        +----------------------------------- destroy --------------------------+
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "driver.h"
+
+namespace vt {
+
+struct Page {
+  std::uint32_t holders = 0;  // tree nodes and live requests that own it (invariant 3)
+  std::uint32_t pins = 0;     // those of them that forbid eviction: live requests and locked nodes
+  std::uint32_t recorded = 0; // bytes, from the page's start, that tree nodes use
+  SlotId writer = kNoSlot;    // the one slot that may write past `recorded` (invariant 4)
+  bool created = false;
+  PageId previous = kNoPage;  // neighbours in the free list
+  PageId next = kNoPage;
+};
+
+// Not thread-safe: the caller serialises.
+class PagePool {
+ public:
+  // budget: how many pages may exist at one time.
+  PagePool(Driver& driver, PageId budget);
+
+  // A page that nobody holds: the one longest free, else a new one. Throws OutOfPages or DriverError.
+  PageId take();
+  // Takes this very page; false if it is not free.
+  bool claim(PageId page);
+  // Undoes take or claim.
+  void give_back(PageId page);
+
+  void hold(PageId page, bool pinned);
+  // The last drop frees the page.
+  void drop(PageId page, bool pinned);
+  void pin(PageId page);
+  void unpin(PageId page);
+
+  // Gives a free page's memory back to the driver. It must be mapped nowhere.
+  void destroy(PageId page);
+  // The page that has been free longest, kNoPage if none is free.
+  PageId oldest_free() const { return free_head_; }
+  PageId next_free(PageId page) const { return pages_[page].next; }
+
+  Page& operator[](PageId page) { return pages_[page]; }
+  const Page& operator[](PageId page) const { return pages_[page]; }
+
+  PageId budget() const { return static_cast<PageId>(pages_.size()); }
+  PageId created() const { return created_; }
+  PageId free() const { return free_; }
+  PageId held() const { return held_; }
+  PageId pinned() const { return pinned_; }
+  // Held pages that no pin protects: evicting every unlocked node frees exactly these.
+  PageId evictable() const { return evictable_; }
+  // Pages that can be taken now without evicting.
+  PageId available() const { return budget() - held_ - taken_; }
+
+ private:
+  void unlink(PageId page);
+  void append(PageId page);
+
+  Driver& driver_;
+  std::vector<Page> pages_;
+  std::vector<PageId> uncreated_;  // a heap with the lowest id first, so that page ids stay dense
+  PageId free_head_ = kNoPage;
+  PageId free_tail_ = kNoPage;
+  PageId created_ = 0;
+  PageId free_ = 0;
+  PageId taken_ = 0;
+  PageId held_ = 0;
+  PageId pinned_ = 0;
+  PageId evictable_ = 0;
+};
+
+}  // namespace vt

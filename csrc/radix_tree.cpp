@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "radix_tree.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "errors.h"
+
+namespace vt {
+namespace {
+
+// Length of the common prefix of two sequences of `count` tokens. In blocks, because memcmp is many times faster
+// than a loop over tokens, but does not say where the difference is.
+std::size_t common_prefix(const Token* a, const Token* b, std::size_t count) {
+  constexpr std::size_t kBlock = 512;
+  std::size_t i = 0;
+  while (i < count) {
+    const std::size_t n = std::min(kBlock, count - i);
+    if (std::memcmp(a + i, b + i, n * sizeof(Token)) != 0) break;
+    i += n;
+  }
+  const std::size_t end = std::min(i + kBlock, count);
+  while (i < end && a[i] == b[i]) ++i;
+  return i;
+}
+
+}  // namespace
+
+TokenSlice TokenSlice::first(std::size_t count) const {
+  TokenSlice part = *this;
+  part.size_ = count;
+  return part;
+}
+
+TokenSlice TokenSlice::from(std::size_t offset) const {
+  TokenSlice part = *this;
+  part.offset_ += offset;
+  part.size_ -= offset;
+  return part;
+}
+
+RadixTree::RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots)
+    : pool_(pool), geometry_(geometry), attachments_(slots) {}
+
+RadixTree::~RadixTree() = default;
+
+// ---- matching and recording
+
+Node* RadixTree::match(const std::string& name_space, std::span<const Token> tokens) {
+  const auto found = roots_.find(name_space);
+  if (found == roots_.end()) return nullptr;
+  Node* node = found->second;
+  for (std::size_t position = 0; position < tokens.size();) {
+    const auto child = node->children.find(tokens[position]);
+    if (child == node->children.end()) break;
+    Node* next = child->second;
+    const std::size_t size = next->tokens.size();
+    const std::size_t same =
+        common_prefix(next->tokens.begin(), tokens.data() + position, std::min(size, tokens.size() - position));
+    position += same;
+    if (same < size) {
+      node = split(next, same);
+      break;
+    }
+    node = next;
+  }
+  touch(node);
+  return node;
+}
+
+Node* RadixTree::cut(Node* node, std::size_t end) {
+  return end == node->end ? node : split(node, end - node->start());
+}
+
+RadixTree::Recorded RadixTree::record(Node* from, std::span<const Token> tokens,
+                                      const std::function<PageId(std::size_t)>& page) {
+  Node* node = from;
+  bool duplicate = false;
+  std::size_t position = from->end;
+  while (position < tokens.size()) {
+    const auto child = node->children.find(tokens[position]);
+    if (child == node->children.end()) break;
+    Node* next = child->second;
+    const std::size_t size = next->tokens.size();
+    const std::size_t same =
+        common_prefix(next->tokens.begin(), tokens.data() + position, std::min(size, tokens.size() - position));
+    duplicate = true;
+    position += same;
+    if (same < size) {
+      node = split(next, same);
+      break;
+    }
+    node = next;
+  }
+  const std::size_t added = tokens.size() - position;
+  if (added > 0) {
+    Node* leaf = make_node();
+    leaf->parent = node;
+    leaf->tokens = TokenSlice(tokens.subspan(position));
+    leaf->end = tokens.size();
+    const std::size_t last = geometry_.pages_for(leaf->end);
+    for (std::size_t index = geometry_.page_of(position); index < last; ++index) {
+      const PageId id = page(index);
+      const std::size_t tail = index + 1 == last ? geometry_.tail_bytes(leaf->end) : 0;
+      pool_.hold(id, false);
+      pool_[id].recorded =
+          std::max(pool_[id].recorded, static_cast<std::uint32_t>(tail == 0 ? geometry_.page_bytes : tail));
+      leaf->pages.push_back(id);
+    }
+    node->children.emplace(leaf->tokens.front(), leaf);
+    leaf->path_pages = node->path_pages + leaf->pages.size() - shares_first_page(leaf);
+    list_insert_after(leaf, newest_);
+    token_count_ += added;
+    node = leaf;
+  }
+  touch(node);
+  return {node, duplicate, added};
+}
+
+Node* RadixTree::root(const std::string& name_space) {
+  const auto [entry, is_new] = roots_.try_emplace(name_space, nullptr);
+  if (is_new) {
+    entry->second = make_node();
+    entry->second->name_space = &entry->first;
+  }
+  return entry->second;
+}
+
+void RadixTree::collect(const Node* node, std::vector<PageId>& pages) const {
+  pages.resize(geometry_.pages_for(node->end));
+  std::size_t known_from = pages.size();  // indices from here on are set; deeper nodes have precedence
+  for (; !node->is_root(); node = node->parent) {
+    const std::size_t first = geometry_.page_of(node->start());
+    for (std::size_t index = first; index < known_from; ++index) pages[index] = node->pages[index - first];
+    known_from = std::min(known_from, first);
+  }
+}
+
+Node* RadixTree::split(Node* node, std::size_t count) {
+  Node* upper = make_node();
+  upper->parent = node->parent;
+  upper->tokens = node->tokens.first(count);
+  upper->end = node->start() + count;
+  upper->locks = node->locks;
+  const std::size_t first = geometry_.page_of(node->start());
+  const std::size_t border = geometry_.page_of(upper->end);
+  const auto upper_pages = static_cast<std::ptrdiff_t>(geometry_.pages_for(upper->end) - first);
+  upper->pages.assign(node->pages.begin(), node->pages.begin() + upper_pages);
+  node->pages.erase(node->pages.begin(), node->pages.begin() + static_cast<std::ptrdiff_t>(border - first));
+  // Both parts hold a page that they share.
+  if (geometry_.tail_bytes(upper->end) != 0) pool_.hold(node->pages.front(), node->locks > 0);
+
+  node->parent->children[node->tokens.front()] = upper;
+  node->tokens = node->tokens.from(count);
+  upper->children.emplace(node->tokens.front(), node);
+  if (node->idle_slots > 0) {  // moves below the new node, whose count its ancestors have already
+    const auto idle = static_cast<std::int32_t>(node->idle_slots);
+    add_idle(node, -idle);
+    node->parent = upper;
+    add_idle(node, idle);
+  }
+  node->parent = upper;
+  upper->path_pages = upper->parent->path_pages + upper->pages.size() - shares_first_page(upper);
+  if (upper->locks == 0) list_insert_after(upper, node);
+  return upper;
+}
+
+bool RadixTree::shares_first_page(const Node* node) const {
+  const Node* parent = node->parent;
+  return geometry_.tail_bytes(parent->end) != 0 && !parent->pages.empty() &&
+         parent->pages.back() == node->pages.front();
+}
+
+// ---- locks and eviction
+
+void RadixTree::lock(Node* node) {
+  for (; !node->is_root(); node = node->parent) {
+    if (node->locks++ > 0) continue;
+    list_remove(node);
+    for (const PageId page : node->pages) pool_.pin(page);
+  }
+}
+
+void RadixTree::unlock(Node* node) {
+  for (; !node->is_root(); node = node->parent) {
+    if (node->locks == 0) throw InvariantError("a node was unlocked more often than locked");
+    if (--node->locks > 0) continue;
+    list_insert_after(node, newest_);
+    for (const PageId page : node->pages) pool_.unpin(page);
+  }
+}
+
+std::optional<RadixTree::Evicted> RadixTree::evict_oldest() {
+  Node* leaf = oldest_;
+  if (leaf == nullptr) return std::nullopt;
+  if (!leaf->children.empty()) throw InvariantError("the least recently used node is not a leaf");
+  Node* parent = leaf->parent;
+  const PageId free_before = pool_.free();
+  const PageId shared = shares_first_page(leaf) ? leaf->pages.front() : kNoPage;
+  for (const PageId page : leaf->pages) pool_.drop(page, false);
+  // What the leaf had appended to its parent's last page may be overwritten again.
+  if (shared != kNoPage) pool_[shared].recorded = static_cast<std::uint32_t>(geometry_.tail_bytes(parent->end));
+  const Evicted evicted{leaf->tokens.size(), pool_.free() - free_before};
+  token_count_ -= leaf->tokens.size();
+  list_remove(leaf);
+  parent->children.erase(leaf->tokens.front());
+  while (leaf->slots != kNoSlot) {
+    const SlotId slot = leaf->slots;
+    const bool idle = attachments_[slot].idle;
+    detach(slot);
+    if (idle && parent->is_root())
+      on_slot_loose(slot);
+    else
+      attach(slot, parent, idle);
+  }
+  free_node(leaf);
+  free_root_if_unused(parent);
+  return evicted;
+}
+
+void RadixTree::clear() {
+  while (evict_oldest()) {
+  }
+  if (node_count_ > roots_.size()) throw InvariantError("the tree cannot be cleared: some of its nodes are locked");
+}
+
+void RadixTree::touch(Node* node) {
+  for (; !node->is_root(); node = node->parent) {
+    if (node->locks > 0 || node == newest_) continue;
+    list_remove(node);
+    list_insert_after(node, newest_);
+  }
+}
+
+void RadixTree::list_insert_after(Node* node, Node* older) {
+  node->older = older;
+  node->newer = older == nullptr ? oldest_ : older->newer;
+  (node->older == nullptr ? oldest_ : node->older->newer) = node;
+  (node->newer == nullptr ? newest_ : node->newer->older) = node;
+}
+
+void RadixTree::list_remove(Node* node) {
+  (node->older == nullptr ? oldest_ : node->older->newer) = node->newer;
+  (node->newer == nullptr ? newest_ : node->newer->older) = node->older;
+  node->older = node->newer = nullptr;
+}
+
+// ---- slots
+
+void RadixTree::attach(SlotId slot, Node* node, bool idle) {
+  Attachment& it = attachments_[slot];
+  it = {node, kNoSlot, node->slots, idle};
+  if (it.next != kNoSlot) attachments_[it.next].previous = slot;
+  node->slots = slot;
+  if (idle) add_idle(node, 1);
+}
+
+void RadixTree::detach(SlotId slot) {
+  Attachment& it = attachments_[slot];
+  if (it.node == nullptr) return;
+  (it.previous == kNoSlot ? it.node->slots : attachments_[it.previous].next) = it.next;
+  if (it.next != kNoSlot) attachments_[it.next].previous = it.previous;
+  if (it.idle) add_idle(it.node, -1);
+  Node* node = it.node;
+  it = Attachment{};
+  if (node->is_root()) free_root_if_unused(node);
+}
+
+void RadixTree::add_idle(Node* node, std::int32_t count) {
+  for (; node != nullptr; node = node->parent) {
+    const bool had = node->idle_slots > 0;
+    node->idle_slots += static_cast<std::uint32_t>(count);
+    const bool has = node->idle_slots > 0;
+    Node* parent = node->parent;
+    if (parent == nullptr || had == has) continue;
+    if (has) {
+      node->idle_next = parent->idle_children;
+      if (node->idle_next != nullptr) node->idle_next->idle_previous = node;
+      parent->idle_children = node;
+    } else {
+      (node->idle_previous == nullptr ? parent->idle_children : node->idle_previous->idle_next) = node->idle_next;
+      if (node->idle_next != nullptr) node->idle_next->idle_previous = node->idle_previous;
+      node->idle_previous = node->idle_next = nullptr;
+    }
+  }
+}
+
+SlotId RadixTree::idle_slot_near(const Node* node) const {
+  while (!node->is_root() && node->idle_slots == 0) node = node->parent;
+  if (node->is_root()) return kNoSlot;
+  for (;;) {
+    for (SlotId slot = node->slots; slot != kNoSlot; slot = attachments_[slot].next)
+      if (attachments_[slot].idle) return slot;
+    node = node->idle_children;
+  }
+}
+
+// ---- nodes
+
+Node* RadixTree::make_node() {
+  if (unused_.empty()) {
+    unused_.push_back(static_cast<std::uint32_t>(table_.size()));
+    table_.push_back(std::make_unique<Node>());
+  }
+  Node* node = table_[unused_.back()].get();
+  const std::uint32_t generation = node->generation + 1;
+  *node = Node{};
+  node->index = unused_.back();
+  node->generation = generation;
+  node->alive = true;
+  unused_.pop_back();
+  ++node_count_;
+  return node;
+}
+
+void RadixTree::free_node(Node* node) {
+  node->alive = false;
+  node->children.clear();
+  node->pages.clear();
+  node->tokens = TokenSlice();
+  unused_.push_back(node->index);
+  --node_count_;
+}
+
+void RadixTree::free_root_if_unused(Node* root) {
+  if (!root->is_root() || !root->children.empty() || root->slots != kNoSlot) return;
+  roots_.erase(*root->name_space);
+  free_node(root);
+}
+
+Node* RadixTree::at(NodeHandle handle) const {
+  const auto index = static_cast<std::uint32_t>(handle) - 1;
+  if (index < table_.size()) {
+    Node* node = table_[index].get();
+    if (node->alive && node->generation == handle >> 32) return node;
+  }
+  throw InvariantError("no tree node has this handle: " + std::to_string(handle) + "; it was evicted");
+}
+
+NodeHandle RadixTree::handle(const Node* node) {
+  if (node == nullptr || node->is_root()) return 0;
+  return (static_cast<NodeHandle>(node->generation) << 32) | (node->index + 1);
+}
+
+void RadixTree::for_each(const std::function<void(const Node&)>& visit) const {
+  for (const auto& node : table_)
+    if (node->alive) visit(*node);
+}
+
+}  // namespace vt

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// Token-granular radix tree. A node spans tokens [start, end) of every sequence that runs through it and holds the
+// pages that those tokens' bytes touch:
+//
+//     tokens    0 ......................... 23 ............ 37        (here 16 tokens a page)
+//     nodes     [-- system prompt -----------)[-- a turn ---)
+//     pages     |    P7     |    P9  .    |     turn in place: P9, P4     turn after a copy: P5, P4
+//
+// The border page is shared by both nodes when the turn extended it in place, and copied when it could not be. A
+// path's page i is the one of its deepest node that touches page i; it carries all earlier bytes too.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "page_pool.h"
+#include "types.h"
+
+namespace vt {
+
+// Part of a token sequence; a split shares the sequence instead of copying it.
+class TokenSlice {
+ public:
+  TokenSlice() = default;
+  explicit TokenSlice(std::span<const Token> tokens)
+      : data_(std::make_shared<const std::vector<Token>>(tokens.begin(), tokens.end())), size_(tokens.size()) {}
+  const Token* begin() const { return data_->data() + offset_; }
+  Token front() const { return *begin(); }
+  std::size_t size() const { return size_; }
+  TokenSlice first(std::size_t count) const;
+  TokenSlice from(std::size_t offset) const;
+
+ private:
+  std::shared_ptr<const std::vector<Token>> data_;
+  std::size_t offset_ = 0;
+  std::size_t size_ = 0;
+};
+
+struct Node {
+  std::uint32_t index = 0;       // in the tree's table; with the generation it makes the handle
+  std::uint32_t generation = 0;
+  bool alive = false;
+  Node* parent = nullptr;        // null for the root of a namespace
+  std::unordered_map<Token, Node*> children;
+  const std::string* name_space = nullptr;  // of a root
+  TokenSlice tokens;
+  std::size_t end = 0;           // tokens from the root to here
+  std::vector<PageId> pages;     // for page indices [page_of(start), pages_for(end))
+  std::size_t path_pages = 0;    // distinct pages that the nodes from the root to here hold
+  std::uint32_t locks = 0;
+  Node* older = nullptr;         // neighbours in the list of unlocked nodes
+  Node* newer = nullptr;
+  SlotId slots = kNoSlot;        // first of the slots attached here
+  std::uint32_t idle_slots = 0;  // idle slots attached here or below
+  Node* idle_children = nullptr; // first child with idle slots
+  Node* idle_previous = nullptr; // neighbours among the parent's idle children
+  Node* idle_next = nullptr;
+
+  std::size_t start() const { return end - tokens.size(); }
+  bool is_root() const { return parent == nullptr; }
+};
+
+using NodeHandle = std::uint64_t;  // 0 stands for every root
+
+// Not thread-safe: the caller serialises.
+class RadixTree {
+ public:
+  RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots);
+  ~RadixTree();
+
+  // ---- matching and recording
+
+  // The deepest node that the tokens reach; a node is split where they part from it. Null: the namespace is empty.
+  // The path counts as used now.
+  Node* match(const std::string& name_space, std::span<const Token> tokens);
+  // Splits a node, if need be, so that it ends at `end`, which lies in (start, end].
+  Node* cut(Node* node, std::size_t end);
+
+  struct Recorded {
+    Node* node;         // spans up to tokens.size()
+    bool duplicate;     // some of the tokens after `from` stood in the tree already, with other pages
+    std::size_t added;  // tokens new to the tree
+  };
+  // Records a sequence whose first from->end tokens are from's path. page(i) is the page that backs page index i of
+  // the sequence; those of the new tokens get the tree as a holder.
+  Recorded record(Node* from, std::span<const Token> tokens, const std::function<PageId(std::size_t)>& page);
+
+  Node* root(const std::string& name_space);  // made where absent
+  // Page ids of a path, by page index.
+  void collect(const Node* node, std::vector<PageId>& pages) const;
+
+  // ---- locks and eviction
+
+  void lock(Node* node);    // the node and its ancestors
+  void unlock(Node* node);
+  struct Evicted {
+    std::size_t tokens;
+    std::size_t pages_freed;
+  };
+  // Removes the leaf unused for longest. None: every node is locked.
+  std::optional<Evicted> evict_oldest();
+  // Removes every node. None may be locked.
+  void clear();
+
+  // ---- slots that were last bound along a path
+
+  void attach(SlotId slot, Node* node, bool idle);
+  void detach(SlotId slot);
+  Node* attached(SlotId slot) const { return attachments_[slot].node; }
+  // An idle slot attached where the path to `node` is longest shared; kNoSlot: none shares anything with it.
+  SlotId idle_slot_near(const Node* node) const;
+  // Called for each idle slot whose last node above a root was evicted.
+  std::function<void(SlotId)> on_slot_loose;
+
+  // ---- looking
+
+  Node* at(NodeHandle handle) const;  // throws InvariantError for a handle whose node is gone
+  static NodeHandle handle(const Node* node);
+  std::size_t nodes() const { return node_count_; }
+  std::size_t tokens() const { return token_count_; }
+  bool shares_first_page(const Node* node) const;
+  void for_each(const std::function<void(const Node&)>& visit) const;
+  const Node* least_recent() const { return oldest_; }
+
+ private:
+  struct Attachment {
+    Node* node = nullptr;
+    SlotId previous = kNoSlot;
+    SlotId next = kNoSlot;
+    bool idle = false;
+  };
+
+  Node* make_node();
+  void free_node(Node* node);
+  void free_root_if_unused(Node* root);
+  Node* split(Node* node, std::size_t count);
+  void touch(Node* node);
+  void list_insert_after(Node* node, Node* older);
+  void list_remove(Node* node);
+  void add_idle(Node* node, std::int32_t count);
+
+  PagePool& pool_;
+  Geometry geometry_;
+  std::vector<std::unique_ptr<Node>> table_;
+  std::vector<std::uint32_t> unused_;
+  std::unordered_map<std::string, Node*> roots_;
+  std::vector<Attachment> attachments_;  // by slot
+  // Every unlocked node, least recently used first. A node stands after all its descendants, so the first is always
+  // a leaf, and evicting takes no search.
+  Node* oldest_ = nullptr;
+  Node* newest_ = nullptr;
+  std::size_t node_count_ = 0;
+  std::size_t token_count_ = 0;
+};
+
+}  // namespace vt

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ core: page pool, virtual tensors and radix tree under one lock.
+
+Every method is all or nothing, may be called from any thread, and lets go of the GIL while it works. Nodes of the tree
+are named by integer handles; 0 stands for the root. docs/design.md has the words and the invariants.
+"""
+
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+class DriverError(RuntimeError):
+    """A call of the memory driver failed; what was begun has been rolled back."""
+
+class OutOfPages(RuntimeError):
+    """Fewer pages are free or evictable than are needed; nothing was changed."""
+
+class SlotsBusy(RuntimeError):
+    """Every idle slot is still used by a forward that has not been completed."""
+
+class InvariantError(AssertionError):
+    """A rule of the core does not hold: a bug in it, or in how it is called."""
+
+class Tokens(Protocol):
+    """Token ids: a one-dimensional buffer of int64, as `array('q')`."""
+
+    def __len__(self) -> int: ...
+
+class Counters(TypedDict):
+    """Events since the start."""
+
+    binds: int
+    tokens_matched: int
+    pages_created: int
+    pages_released: int
+    pages_aliased: int
+    pages_adopted: int
+    pages_reused: int
+    pages_mapped: int
+    pages_unmapped: int
+    tails_extended: int
+    tails_copied: int
+    nodes_evicted: int
+    tokens_evicted: int
+    slots_shed: int
+
+class Usage(TypedDict):
+    """What is in use now. `budget_pages` leaves the padding page out; the other page counts include it."""
+
+    budget_pages: int
+    created_pages: int
+    free_pages: int
+    held_pages: int
+    evictable_pages: int
+    slots: int
+    live_slots: int
+    nodes: int
+    tree_tokens: int
+    live_tokens: int
+    mapping_runs: int
+
+def host_mapping_limit() -> int:
+    """Runs of pages that the host driver may map now: vm.max_map_count less what the process needs besides."""
+
+def slot_bytes(page_bytes: int, token_bytes: int, tokens: int) -> int:
+    """Bytes of addresses that a slot for `tokens` tokens takes: a multiple of the page and of the token size."""
+
+class KVCache:
+    def __init__(
+        self,
+        *,
+        driver: str,
+        page_bytes: int,
+        token_bytes: int,
+        slots: int,
+        slot_tokens: int,
+        budget_pages: int,
+        device: int = 0,
+        cuda_library: str = "libcuda.so.1",
+        mapping_limit: int = 0,
+        inject_faults: bool = False,
+    ) -> None:
+        """Reserve addresses for `slots` virtual tensors of `slot_tokens` tokens; physical pages come on demand.
+
+        Args:
+            driver: "host" (memfd and mmap) or "cuda" (virtual memory management).
+            page_bytes: size of a physical page; a multiple of the driver's granularity (0 with "cuda": that itself).
+            token_bytes: KV bytes of one token, all layers.
+            slots: virtual tensors; slot 0 is padding, whose first page is always backed.
+            slot_tokens: tokens that each must hold.
+            budget_pages: pages that may exist at one time, beside the padding page.
+            device: CUDA device ordinal.
+            cuda_library: what to load the CUDA driver from.
+            mapping_limit: runs of pages that may be mapped at one time; 0 takes the driver's own limit.
+            inject_faults: enable `inject_fault`.
+
+        Raises:
+            ValueError: a size that cannot be.
+            DriverError: memory or addresses are not to be had.
+        """
+
+    @property
+    def driver(self) -> str: ...
+    @property
+    def page_bytes(self) -> int: ...
+    @property
+    def token_bytes(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def slot_tokens(self) -> int:
+        """Tokens from one slot to the next: token `p` of slot `s` has index `s * slot_tokens + p`."""
+
+    @property
+    def slot_bytes(self) -> int: ...
+    @property
+    def total_tokens(self) -> int:
+        """Tokens that the budget holds when packed."""
+
+    @property
+    def base(self) -> int:
+        """Address of slot 0."""
+
+    def match(
+        self, namespace: str | None, tokens: Tokens, limit: int | None = None, total_tokens: int = 0
+    ) -> tuple[int, int]:
+        """Find the longest recorded prefix of `tokens[:limit]`; its path counts as used now.
+
+        Args:
+            namespace: sequences of different namespaces share nothing.
+            total_tokens: how far the sequence may grow; where holding the whole match and growing so far could take
+                more pages than there are, the match is cut shorter. 0: do not look.
+
+        Returns:
+            (node, tokens matched). The handle is valid until the node is evicted: lock it.
+        """
+
+    def lock(self, node: int) -> None:
+        """Protect a node and its ancestors from eviction, until as many unlocks."""
+
+    def unlock(self, node: int) -> None: ...
+    def bind(self, namespace: str | None, node: int, tokens: int) -> tuple[int, str, int, int]:
+        """Take an idle slot and back its first `tokens` tokens: the locked node's path by sharing, the rest anew.
+
+        Returns:
+            (slot, tail, pages shared, pages mapped), `tail` being what became of the path's partly filled last page:
+            "none" (there is none), "extended" (filled on in place) or "copied".
+
+        Raises:
+            ValueError: fewer tokens than the path has, or more than a slot holds; no slot is left.
+            OutOfPages, SlotsBusy, DriverError: the slot stays idle. Pages may have been evicted.
+        """
+
+    def grow(self, slots: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> None:
+        """Back each live slot up to its token count; all or none. Errors as for `bind`."""
+
+    def pages_to_grow(self, slots: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> int:
+        """Pages that such a growth would take."""
+
+    def record(self, slot: int, tokens: Tokens, limit: int | None = None) -> tuple[int, bool, int]:
+        """Record the first `len(tokens[:limit])` tokens of a live slot in the tree; no data moves.
+
+        Returns:
+            (node that ends there, whether part of it stood in the tree already with other pages, tokens added).
+        """
+
+    def release(self, slot: int) -> None:
+        """End a slot's request. What it recorded stays, and so do its mappings."""
+
+    def begin_forward(self, slots: npt.NDArray[np.int64]) -> int:
+        """Number a forward that uses these slots; they are not bound anew before it is completed."""
+
+    def complete_forward(self, forward: int) -> None: ...
+    def evict(self, pages: int) -> int:
+        """Evict, least recently used first, until `pages` pages became free or nothing is left. Returns tokens."""
+
+    def trim(self, keep: int = 0) -> int:
+        """Give free pages back to the driver until `keep` are left. Returns how many were."""
+
+    def clear(self) -> None:
+        """Forget every recorded sequence. InvariantError if a slot is live or a node locked."""
+
+    def check(self) -> None:
+        """Prove every invariant from scratch; InvariantError names the one that does not hold. Slow."""
+
+    def usage(self) -> Usage: ...
+    def counters(self) -> Counters: ...
+    def physical_bytes(self) -> int:
+        """Memory that the system says the pages occupy: the memfd's blocks, or the created CUDA pages."""
+
+    def available_tokens(self) -> int:
+        """Tokens for which pages can be taken without evicting."""
+
+    def evictable_tokens(self) -> int:
+        """Further tokens for which pages could be taken after evicting everything that is not locked."""
+
+    def protected_tokens(self) -> int:
+        """Tokens that the pinned pages have room for, less those that live requests hold and have not recorded."""
+
+    def idle_slots(self) -> int:
+        """Slots without a live request."""
+
+    def slot_pages(self, slot: int) -> list[int]:
+        """Ids of a live slot's pages, by page index."""
+
+    def path_pages(self, node: int) -> list[int]:
+        """Ids of the pages of a node's path, by page index."""
+
+    def set_stream(self, stream: int) -> None:
+        """The CUDA stream (its handle) on which tails are copied."""
+
+    def inject_fault(self, operation: str, successes: int = 0) -> None:
+        """Let one driver call fail, after `successes` more of its kind: create, release, map, unmap or copy."""
+
+    def clear_faults(self) -> None: ...
+    def tensor(self, offset: int, shape: list[int], strides: list[int], dtype: str) -> Any:
+        """A view of the arena's addresses as a DLPack object, without a copy; it keeps the arena alive.
+
+        Args:
+            offset: bytes from `base`.
+            shape, strides: in elements.
+            dtype: uint8, float16, bfloat16, float32 or float64.
+        """
