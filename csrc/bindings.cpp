@@ -190,6 +190,7 @@ nb::ndarray<nb::array_api> make_tensor(nb::handle self, PyCache& cache, std::siz
 NB_MODULE(_core, m) {
   using namespace vt;
   m.doc() = "Virtual tensors: pages, mappings and the radix tree over them. vt_sglang/_core.pyi documents it.";
+  nb::set_leak_warnings(false);  // a server's cache lives until its process ends
   nb::exception<DriverError>(m, "DriverError", PyExc_RuntimeError);
   nb::exception<OutOfPages>(m, "OutOfPages", PyExc_RuntimeError);
   nb::exception<SlotsBusy>(m, "SlotsBusy", PyExc_RuntimeError);
@@ -266,6 +267,8 @@ NB_MODULE(_core, m) {
            "pages"_a)
       .def("trim", [](PyCache& it, std::size_t keep) { return unlocked([&] { return it->trim(keep); }); },
            "keep"_a = 0)
+      .def("make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },
+           "pages"_a)
       .def("clear", [](PyCache& it) { unlocked([&] { it->clear(); }); })
       .def("check", [](PyCache& it) { unlocked([&] { it->check(); }); })
       .def("usage", [](PyCache& it) { return as_dict(unlocked([&] { return it->usage(); })); })
@@ -275,6 +278,9 @@ NB_MODULE(_core, m) {
       .def("evictable_tokens", [](PyCache& it) { return unlocked([&] { return it->evictable_tokens(); }); })
       .def("protected_tokens", [](PyCache& it) { return unlocked([&] { return it->protected_tokens(); }); })
       .def("idle_slots", [](PyCache& it) { return unlocked([&] { return it->idle_slots(); }); })
+      .def("deliverable_pages", [](PyCache& it) { return unlocked([&] { return it->deliverable_pages(); }); })
+      .def("node_tokens", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->node_tokens(node); }); },
+           "node"_a)
       .def("slot_pages", [](PyCache& it, SlotId slot) { return unlocked([&] { return it->slot_pages(slot); }); },
            "slot"_a)
       .def("path_pages", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->path_pages(node); }); },

@@ -84,6 +84,13 @@ std::size_t KVCache::evict_pages(std::size_t pages) {
   return tokens;
 }
 
+bool KVCache::make_room(std::size_t pages) {
+  const std::lock_guard guard(mutex_);
+  if (pool_.available() + pool_.evictable() < pages) return false;
+  require(pages);
+  return true;
+}
+
 void KVCache::clear() {
   const std::lock_guard guard(mutex_);
   if (live_slots_ > 0)
@@ -435,6 +442,16 @@ std::size_t KVCache::protected_tokens() const {
 SlotId KVCache::idle_slots() const {
   const std::lock_guard guard(mutex_);
   return static_cast<SlotId>(slots_.size()) - 1 - live_slots_;
+}
+
+std::size_t KVCache::deliverable_pages() const {
+  const std::lock_guard guard(mutex_);
+  return pool_.available() + pool_.evictable();
+}
+
+std::size_t KVCache::node_tokens(NodeHandle node) const {
+  const std::lock_guard guard(mutex_);
+  return node == 0 ? 0 : tree_.at(node)->end;
 }
 
 std::size_t KVCache::physical_bytes() const {

@@ -105,6 +105,8 @@ class KVCache {
 
   // Evicts until this many more pages can be taken than now, or nothing is left to evict. Returns tokens evicted.
   std::size_t evict(std::size_t pages);
+  // Evicts, if need be, so that this many pages can be taken; false, and nothing evicted, if that cannot be.
+  bool make_room(std::size_t pages);
   // Gives free pages back to the driver until this many are left; pages of slots in flight are passed over.
   // Returns pages given back.
   std::size_t trim(std::size_t keep);
@@ -119,6 +121,10 @@ class KVCache {
   std::size_t evictable_tokens() const;
   std::size_t protected_tokens() const;
   SlotId idle_slots() const;
+  // Pages that can be taken, if need be after evicting everything that is not locked.
+  std::size_t deliverable_pages() const;
+  // Length of a node's path.
+  std::size_t node_tokens(NodeHandle node) const;
 
   const Geometry& geometry() const { return geometry_; }
   std::uintptr_t base() const { return arena_.base(); }

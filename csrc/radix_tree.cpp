@@ -196,10 +196,10 @@ std::optional<RadixTree::Evicted> RadixTree::evict_oldest() {
   if (!leaf->children.empty()) throw InvariantError("the least recently used node is not a leaf");
   Node* parent = leaf->parent;
   const PageId free_before = pool_.free();
-  const PageId shared = shares_first_page(leaf) ? leaf->pages.front() : kNoPage;
-  for (const PageId page : leaf->pages) pool_.drop(page, false);
-  // What the leaf had appended to its parent's last page may be overwritten again.
-  if (shared != kNoPage) pool_[shared].recorded = static_cast<std::uint32_t>(geometry_.tail_bytes(parent->end));
+  for (const PageId page : leaf->pages) {
+    pool_[page].recorded = recorded_above(leaf, page);
+    pool_.drop(page, false);
+  }
   const Evicted evicted{leaf->tokens.size(), pool_.free() - free_before};
   token_count_ -= leaf->tokens.size();
   list_remove(leaf);
@@ -216,6 +216,18 @@ std::optional<RadixTree::Evicted> RadixTree::evict_oldest() {
   free_node(leaf);
   free_root_if_unused(parent);
   return evicted;
+}
+
+// Bytes of a leaf's page that its ancestors use too, which only the first can have: it is the page on which they end
+// and which was extended in place. Not always the parent: where the extending request found that another had recorded
+// its next tokens, from other pages, it recorded only what comes after them.
+std::uint32_t RadixTree::recorded_above(const Node* leaf, PageId page) const {
+  if (page != leaf->pages.front()) return 0;
+  const std::size_t index = geometry_.page_of(leaf->start());
+  for (const Node* node = leaf->parent; !node->is_root() && geometry_.pages_for(node->end) > index;
+       node = node->parent)
+    if (node->pages.back() == page) return static_cast<std::uint32_t>(geometry_.tail_bytes(node->end));
+  return 0;
 }
 
 void RadixTree::clear() {

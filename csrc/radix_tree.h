@@ -52,7 +52,7 @@ struct Node {
   TokenSlice tokens;
   std::size_t end = 0;           // tokens from the root to here
   std::vector<PageId> pages;     // for page indices [page_of(start), pages_for(end))
-  std::size_t path_pages = 0;    // distinct pages that the nodes from the root to here hold
+  std::size_t path_pages = 0;    // pages that the nodes from the root to here hold; neighbours' shared ones once
   std::uint32_t locks = 0;
   Node* older = nullptr;         // neighbours in the list of unlocked nodes
   Node* newer = nullptr;
@@ -140,6 +140,7 @@ class RadixTree {
   void free_node(Node* node);
   void free_root_if_unused(Node* root);
   Node* split(Node* node, std::size_t count);
+  std::uint32_t recorded_above(const Node* leaf, PageId page) const;
   void touch(Node* node);
   void list_insert_after(Node* node, Node* older);
   void list_remove(Node* node);

@@ -178,6 +178,9 @@ class KVCache:
     def trim(self, keep: int = 0) -> int:
         """Give free pages back to the driver until `keep` are left. Returns how many were."""
 
+    def make_room(self, pages: int) -> bool:
+        """Evict, if need be, so that `pages` pages can be taken. False, and nothing evicted, if that cannot be."""
+
     def clear(self) -> None:
         """Forget every recorded sequence. InvariantError if a slot is live or a node locked."""
 
@@ -200,6 +203,12 @@ class KVCache:
 
     def idle_slots(self) -> int:
         """Slots without a live request."""
+
+    def deliverable_pages(self) -> int:
+        """Pages that can be taken, if need be after evicting everything that is not locked."""
+
+    def node_tokens(self, node: int) -> int:
+        """Length of a node's path in tokens; 0 for the root."""
 
     def slot_pages(self, slot: int) -> list[int]:
         """Ids of a live slot's pages, by page index."""

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a batch gets its memory: slots are bound and grown, and locations are arithmetic."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from sglang.srt.managers.schedule_batch import ReqKvInfo
+
+from vt_sglang._core import DriverError, KVCache, OutOfPages, SlotsBusy
+from vt_sglang.adapter.forwards import wait_for_forwards
+from vt_sglang.adapter.tree_cache import VTensorCache
+
+
+def alloc_for_extend(
+    original: Callable[..., Any], batch: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """AROUND `alloc_for_extend`: bind the new requests' prefixes to slots, grow those of chunked ones.
+
+    Returns:
+        Locations of the new tokens (int64, batch's device), and the slots (int64) there and on the CPU.
+
+    Raises:
+        RuntimeError: memory cannot be had. No request of the batch keeps anything then.
+    """
+    cache = batch.tree_cache
+    if not isinstance(cache, VTensorCache):
+        result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = original(batch)
+        return result
+    ends = batch.seq_lens_cpu.numpy()
+    bound: list[Any] = []
+    try:
+        for req, end in zip(batch.reqs, ends.tolist(), strict=True):
+            if req.req_pool_idx is None:
+                req.req_pool_idx = _bind(cache, req, end)
+                bound.append(req)
+        slots = np.array([req.req_pool_idx for req in batch.reqs], dtype=np.int64)
+        cache.core.grow(slots, ends)
+    except (DriverError, OutOfPages, ValueError) as error:
+        for req in bound:
+            cache.core.release(req.req_pool_idx)
+            req.req_pool_idx = None
+        raise _out_of_memory(cache, "prefill", batch.extend_num_tokens, error) from error
+    for req in bound:
+        cache.req_to_token_pool.bound(req.req_pool_idx)
+    for req, end in zip(batch.reqs, ends.tolist(), strict=True):
+        if req.kv is None:
+            req.kv = ReqKvInfo(kv_allocated_len=end, swa_evicted_seqlen=0)
+        else:
+            req.kv.kv_allocated_len = end
+    slot_tokens = cache.core.slot_tokens
+    locations = np.concatenate(
+        [
+            np.arange(slot * slot_tokens + start, slot * slot_tokens + end)
+            for slot, start, end in zip(slots.tolist(), batch.prefix_lens, ends.tolist(), strict=True)
+        ]
+    )
+    slots_cpu = torch.from_numpy(slots)
+    device = batch.device
+    return (
+        torch.from_numpy(locations).to(device, non_blocking=True),
+        slots_cpu.to(device, non_blocking=True),
+        slots_cpu,
+    )
+
+
+def _bind(cache: VTensorCache, req: Any, end: int) -> int:
+    node = req.last_node
+    if (length := cache.core.node_tokens(node)) != len(req.prefix_indices):
+        raise RuntimeError(f"request {req.rid} has a prefix of {len(req.prefix_indices)} tokens, its node of {length}")
+    try:
+        return cache.core.bind(req.extra_key, node, end)[0]
+    except SlotsBusy:
+        wait_for_forwards(cache)
+        return cache.core.bind(req.extra_key, node, end)[0]
+
+
+def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> torch.Tensor:
+    """AROUND `alloc_for_decode`: back one step more of each request. Returns the new tokens' locations (int64).
+
+    Raises:
+        RuntimeError: memory cannot be had; nothing was changed.
+    """
+    cache = batch.tree_cache
+    if not isinstance(cache, VTensorCache):
+        result: torch.Tensor = original(batch, token_per_req)
+        return result
+    try:
+        cache.core.grow(batch.req_pool_indices_cpu.numpy(), batch.seq_lens_cpu.numpy() + token_per_req)
+    except (DriverError, OutOfPages) as error:
+        raise _out_of_memory(cache, "decode", len(batch.reqs) * token_per_req, error) from error
+    for req in batch.reqs:
+        req.kv.kv_allocated_len += token_per_req
+    return batch.req_pool_indices * cache.core.slot_tokens + batch.seq_lens  # type: ignore[no-any-return]
+
+
+def alloc_for_spec_decode(original: Callable[..., None], tree_cache: Any, *args: Any, **kwargs: Any) -> None:
+    """AROUND `alloc_for_spec_decode`."""
+    if isinstance(tree_cache, VTensorCache):
+        raise RuntimeError("speculative decoding is not supported on virtual tensors")
+    original(tree_cache, *args, **kwargs)
+
+
+def check_decode_mem(original: Callable[..., Any], batch: Any, selected_indices: list[int] | None = None) -> bool:
+    """AROUND `ScheduleBatch.check_decode_mem`: evict so that each request can grow by a token, in whole pages.
+
+    Returns:
+        Whether it can.
+    """
+    cache = batch.tree_cache
+    if not isinstance(cache, VTensorCache):
+        return bool(original(batch, selected_indices))
+    reqs = batch.reqs if selected_indices is None else [batch.reqs[i] for i in selected_indices]
+    return cache.core.make_room(pages_for_next_token(cache.core, reqs))
+
+
+def pages_for_next_token(core: KVCache, reqs: list[Any]) -> int:
+    """Pages that the requests take when each grows by a token. Requests without a slot are passed over."""
+    growing = [req for req in reqs if req.req_pool_idx is not None]
+    return core.pages_to_grow(
+        np.array([req.req_pool_idx for req in growing], dtype=np.int64),
+        np.array([req.kv.kv_allocated_len + 1 for req in growing], dtype=np.int64),
+    )
+
+
+def _out_of_memory(cache: VTensorCache, phase: str, tokens: int, error: Exception) -> RuntimeError:
+    return RuntimeError(
+        f"no memory for {phase} of {tokens} tokens: {error}. {cache.available_and_evictable_str()}"
+        "Lower --max-running-requests or --mem-fraction-static"
+    )

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch flags, and what `--radix-cache-backend vtensor` means for SGLang's own arguments."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from vt_sglang.adapter import refusals
+from vt_sglang.adapter.plugin import BACKEND
+from vt_sglang.config import VTensorConfig, parse_driver, parse_page_bytes
+
+
+def wanted(server_args: Any) -> bool:
+    """Whether a server is asked to run on virtual tensors."""
+    return bool(server_args.radix_cache_backend == BACKEND)
+
+
+def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
+    """AFTER `ServerArgs.add_cli_args`: the project's own flags."""
+    group = parser.add_argument_group(
+        "vtensor", f"Options of vt-sglang. They need --radix-cache-backend {BACKEND}."
+    )
+    group.add_argument(
+        "--vtensor-driver",
+        type=_checked(parse_driver),
+        metavar="{auto,host,cuda}",
+        help="Where physical pages come from: GPU memory (cuda) or this machine's (host). Default: auto, which follows "
+        "--device.",
+    )
+    group.add_argument(
+        "--vtensor-page-bytes",
+        type=_checked(parse_page_bytes),
+        metavar="SIZE",
+        help="Size of a physical page, for example 2MiB: the grain of sharing and of waste. Default: auto, which is "
+        "the driver's granularity (2 MiB), or less on the host for a very small model.",
+    )
+    group.add_argument(
+        "--vtensor-check",
+        action="store_true",
+        default=None,
+        help="Prove every invariant of the cache after every step. Slow; for finding bugs.",
+    )
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse shows the message of an ArgumentTypeError, and not that of a ValueError."""
+
+    def checked(text: str) -> Any:
+        try:
+            return (parse(text),)  # in a tuple, since None is a value that can be given
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Namespace) -> Any:
+    """AROUND `ServerArgs.from_cli_args`: flags overrule the environment, which carries them to child processes."""
+    given: dict[str, Any] = {}
+    for name in ("driver", "page_bytes"):
+        if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
+            given[name] = value[0]
+    if getattr(arguments, "vtensor_check", None):
+        given["check"] = True
+    if given and arguments.radix_cache_backend != BACKEND:
+        flags = ", ".join(f"--vtensor-{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{flags}: this needs --radix-cache-backend {BACKEND}")
+    if given:
+        replace(VTensorConfig.from_environment(), **given).to_environment()
+    return original(cls, arguments)
+
+
+def resolve(original: Callable[..., None], server_args: Any) -> None:
+    """AROUND `ServerArgs.__post_init__`: fill in what one flag implies, and refuse early what does not work."""
+    if not wanted(server_args):
+        original(server_args)
+        return
+    from vt_sglang.adapter import hooks
+
+    hooks.verify()
+    VTensorConfig.from_environment()  # a bad value is better refused now than in a child process
+    refusals.refuse_options(server_args)
+    if server_args.attention_backend is None:
+        server_args.attention_backend = BACKEND
+    # The kernels of this release are launched one by one.
+    server_args.disable_cuda_graph = True
+    original(server_args)
+    if server_args.model_path.lower() not in ("none", "dummy"):
+        refusals.refuse_model(server_args.get_model_config())

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention over contiguous KV with torch's scaled dot-product attention: one call a request, no gather, no index
+tensor, no copy of K or V.
+
+    out_i = sum_{j <= i} softmax_j(scaling * q_i . k_j) v_j
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.utils.common import is_cpu
+from torch.nn.functional import scaled_dot_product_attention
+
+from vt_sglang.adapter.kv_pool import as_vtensor_pool
+from vt_sglang.adapter.plugin import BACKEND
+
+# Elements of a mask that is made at a time; more queries are taken in blocks.
+_MASK_ELEMENTS = 2**22
+
+
+class VTensorAttention(AttentionBackend):
+    """SGLang's attention backend `vtensor`."""
+
+    needs_cpu_seq_lens = True
+
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__()
+        self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
+        refuse_layers(model_runner.model)
+        self._slots: list[int] = []
+        self._prefixes: list[int] = []
+        self._lengths: list[int] = []
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Read, once a forward, where each request's tokens are."""
+        mode = forward_batch.forward_mode
+        self._slots = forward_batch.req_pool_indices.tolist()
+        lengths = forward_batch.seq_lens_cpu
+        self._lengths = (forward_batch.seq_lens if lengths is None else lengths).tolist()
+        if mode.is_decode_or_idle():
+            self._prefixes = [length - 1 for length in self._lengths]
+        else:
+            self._prefixes = list(forward_batch.extend_prefix_lens_cpu)
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        _forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Queries of the new tokens against each request's KV [0, length).
+
+        Args:
+            q: [tokens, heads * head_dim], the requests' new tokens one after the other.
+            k, v: [tokens, kv_heads * head_dim] of the same tokens, or None where they are stored already.
+
+        Returns:
+            [tokens, heads * v_head_dim].
+        """
+        _refuse_arguments(kwargs)
+        return self._forward(q, k, v, layer, save_kv_cache)
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        _forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As `forward_extend`, with one new token a request."""
+        _refuse_arguments(kwargs)
+        return self._forward(q, k, v, layer, save_kv_cache)
+
+    def support_triton(self) -> bool:
+        """Whether SGLang may use its Triton kernels beside this backend: not on a CPU."""
+        return not is_cpu()
+
+    def _forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, save_kv_cache: bool
+    ) -> torch.Tensor:
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        store = save_kv_cache and k is not None and v is not None
+        if store:
+            k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
+            v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
+        first = 0
+        for slot, prefix, length in zip(self._slots, self._prefixes, self._lengths, strict=True):
+            last = first + length - prefix
+            keys, values = self.pool.slot_view(layer.layer_id, slot, length)
+            if store:
+                keys[prefix:] = k[first:last]
+                values[prefix:] = v[first:last]
+            _attend(query[first:last], keys, values, output[first:last], layer.scaling, layer.sliding_window_size)
+            first = last
+        return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    output: torch.Tensor,
+    scaling: float,
+    window: int,
+) -> None:
+    """Causal attention of one request's last tokens over all its KV.
+
+    Args:
+        query: [new, heads, head_dim]; the last `new` of the request's tokens.
+        keys, values: [length, kv_heads, head_dim]: the virtual tensor itself.
+        output: [new, heads, v_head_dim], written.
+        window: how many tokens back a query sees beside its own; negative: all.
+    """
+    new, heads, head_dim = query.shape
+    length, kv_heads, _ = keys.shape
+    # Each KV head is an element of the batch, and its group of query heads see it through a stride of 0: torch's own
+    # enable_gqa would repeat K and V in memory.
+    group = heads // kv_heads
+    grouped = query.view(new, kv_heads, group, head_dim).permute(1, 2, 0, 3)
+    out = output.view(new, kv_heads, group, -1).permute(1, 2, 0, 3)
+    k = keys.permute(1, 0, 2).unsqueeze(1).expand(-1, group, -1, -1)
+    v = values.permute(1, 0, 2).unsqueeze(1).expand(-1, group, -1, -1)
+    if k.dtype != query.dtype:
+        k, v = k.to(query.dtype), v.to(query.dtype)
+    if window < 0 and new in (1, length):
+        out.copy_(scaled_dot_product_attention(grouped, k, v, is_causal=new > 1, scale=scaling))
+        return
+    rows = max(1, _MASK_ELEMENTS // length)
+    for start in range(0, new, rows):
+        end = min(start + rows, new)
+        seen = length - new + end  # no query of this block sees further
+        positions = torch.arange(length - new + start, seen, device=query.device).unsqueeze(1)
+        columns = torch.arange(seen, device=query.device)
+        mask = columns <= positions
+        if window >= 0:
+            mask &= columns >= positions - window
+        out[:, :, start:end] = scaled_dot_product_attention(
+            grouped[:, :, start:end], k[:, :, :seen], v[:, :, :seen], attn_mask=mask, scale=scaling
+        )
+
+
+def support_triton(original: Callable[[str], bool], backend: str) -> bool:
+    """AROUND `support_triton`: whether SGLang may use its Triton kernels beside an attention backend, by its name."""
+    return not is_cpu() if backend == BACKEND else bool(original(backend))
+
+
+def refuse_layers(model: torch.nn.Module) -> None:
+    """ValueError that says what the model's attention layers need and this backend lacks."""
+    refused = set()
+    for layer in model.modules():
+        if not isinstance(layer, RadixAttention):
+            continue
+        if layer.logit_cap:
+            refused.add(f"logits capped at {layer.logit_cap}")
+        if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
+            refused.add("cross-attention or bidirectional attention")
+        if layer.use_irope:
+            refused.add("chunked attention")
+    if refused:
+        raise ValueError(
+            f"this model needs what the attention backend vtensor does not do: {', '.join(sorted(refused))}; "
+            "leave --radix-cache-backend vtensor out"
+        )
+
+
+def _refuse_arguments(arguments: dict[str, Any]) -> None:
+    wanted = sorted(name for name, value in arguments.items() if value is not None)
+    if wanted:
+        raise NotImplementedError(f"the attention backend vtensor does not take {', '.join(wanted)}")

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forwards are numbered, so that no slot is bound anew while one that uses it is in flight."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from vt_sglang.adapter.tree_cache import VTensorCache
+from vt_sglang.config import VTensorConfig
+
+_FORWARD = "_vtensor_forward"
+"""Attribute of a batch result: the number of its forward."""
+
+
+def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """AROUND `Scheduler.run_batch`: number the forward before it is launched."""
+    cache = scheduler.tree_cache
+    if not isinstance(cache, VTensorCache) or batch.req_pool_indices_cpu is None:
+        return original(scheduler, batch, *args, **kwargs)
+    if VTensorConfig.from_environment().check:
+        cache.core.check()
+    forward = cache.last_forward = cache.core.begin_forward(batch.req_pool_indices_cpu.numpy())
+    result = original(scheduler, batch, *args, **kwargs)
+    if cache.device.type == "cpu":
+        cache.core.complete_forward(forward)  # nothing is asynchronous on a CPU
+    else:
+        setattr(result, _FORWARD, forward)
+    return result
+
+
+def wait_for_forwards(cache: VTensorCache) -> None:
+    """Let every forward that was launched come to its end."""
+    torch.get_device_module(cache.device).synchronize()
+    cache.core.complete_forward(cache.last_forward)
+
+
+def process_batch_result(original: Callable[..., None], scheduler: Any, batch: Any, result: Any) -> None:
+    """AROUND `Scheduler.process_batch_result`, which waits for the forward first of all.
+
+    Forwards run in the order they are launched, so a result that is here proves that forward and all before it done.
+    The slots of requests that finish in it were used by the next forward at the latest, which has its own number.
+    """
+    forward = getattr(result, _FORWARD, None)
+    if forward is not None:
+        copied = getattr(result, "copy_done", None)
+        if copied is not None:
+            copied.synchronize()
+            scheduler.tree_cache.core.complete_forward(forward)
+            forward = None
+    original(scheduler, batch, result)
+    if forward is not None:
+        scheduler.tree_cache.core.complete_forward(forward)

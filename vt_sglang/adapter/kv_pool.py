@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV buffers: strided views of the arena, a pair a layer."""
+
+from typing import Any, NoReturn
+
+import torch
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+from vt_sglang._core import KVCache
+from vt_sglang.layout import KVLayout
+
+
+class VTensorKVPool(MHATokenToKVPool):
+    """K and V of all slots. `k_buffer[layer]` is `[slots * slot_tokens, kv_heads, head_dim]` over the whole arena:
+    token p of slot s is its row `s * slot_tokens + p`. A row may be touched only where its slot is bound so far."""
+
+    def __init__(
+        self,
+        core: KVCache,
+        layout: KVLayout,
+        *,
+        dtype: torch.dtype,
+        device: str,
+        start_layer: int,
+        end_layer: int,
+    ) -> None:
+        self.core = core
+        self.layout = layout
+        super().__init__(
+            core.slots * core.slot_tokens - 1,  # SGLang adds the padding token
+            page_size=1,
+            dtype=dtype,
+            head_num=layout.kv_heads,
+            head_dim=layout.head_dim,
+            v_head_dim=layout.v_head_dim,
+            layer_num=layout.layers,
+            device=device,
+            enable_memory_saver=False,
+            start_layer=start_layer,
+            end_layer=end_layer,
+        )
+
+    def _create_buffers(self) -> None:
+        self.k_scale_buffer = self.v_scale_buffer = None
+        self.dq_k_buffer = self.dq_v_buffer = None
+        layers = range(self.layout.layers)
+        self.k_buffer = [self._view(self.layout.key_offset(i), self.layout.head_dim) for i in layers]
+        self.v_buffer = [self._view(self.layout.value_offset(i), self.layout.v_head_dim) for i in layers]
+
+    def _view(self, offset: int, head_dim: int) -> torch.Tensor:
+        shape = [self.core.slots * self.core.slot_tokens, self.layout.kv_heads, head_dim]
+        strides = [self.layout.token_bytes // self.layout.itemsize, head_dim, 1]
+        dtype = str(self.store_dtype).removeprefix("torch.")
+        view: torch.Tensor = torch.utils.dlpack.from_dlpack(self.core.tensor(offset, shape, strides, dtype))
+        return view
+
+    def _finalize_allocation_log(self, _num_tokens: int) -> None:
+        self.mem_usage = sum(self.get_kv_size_bytes()) / 2**30
+
+    def get_kv_size_bytes(self) -> tuple[int, int]:
+        """Bytes of K and of V that the page budget holds; pages come on demand."""
+        total = self.core.usage()["budget_pages"] * self.core.page_bytes
+        keys = total * self.layout.head_dim // (self.layout.head_dim + self.layout.v_head_dim)
+        return keys, total - keys
+
+    def get_contiguous_buf_infos(self) -> NoReturn:
+        """KV is contiguous by request and not by layer."""
+        raise NotImplementedError("virtual tensors have no contiguous region a layer to transfer")
+
+    def move_kv_cache(self, _tgt_loc: torch.Tensor, _src_loc: torch.Tensor) -> NoReturn:
+        """Only speculative decoding moves tokens, and that is refused at start-up."""
+        raise NotImplementedError("tokens of virtual tensors cannot be moved")
+
+    def slot_view(self, layer_id: int, slot: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of a slot's first `tokens` tokens in a layer: `[tokens, kv_heads, head_dim]` each, no copy."""
+        start = slot * self.core.slot_tokens
+        layer = layer_id - self.start_layer
+        return self.k_buffer[layer][start : start + tokens], self.v_buffer[layer][start : start + tokens]
+
+
+def as_vtensor_pool(pool: Any) -> VTensorKVPool:
+    """RuntimeError unless SGLang really built its pool on virtual tensors."""
+    if not isinstance(pool, VTensorKVPool):
+        raise RuntimeError(f"SGLang built a {type(pool).__name__} where virtual tensors were asked for")
+    return pool

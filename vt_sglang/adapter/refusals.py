@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does not work on virtual tensors is refused when a server starts, with what to do instead."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from vt_sglang.adapter.plugin import BACKEND
+
+ATTENTION_BACKENDS = (BACKEND, "torch_native")
+"""Backends known to read virtual tensors rightly."""
+
+# (attribute of ServerArgs, its flag, how it is told that the feature is wanted, what to do).
+_SET: Callable[[Any], bool] = bool
+_OPTIONS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
+    ("disable_radix_cache", "--disable-radix-cache", _SET, "virtual tensors are shared through the radix tree"),
+    ("enable_hierarchical_cache", "--enable-hierarchical-cache", _SET, "there is no host tier behind the pages"),
+    ("enable_lmcache", "--enable-lmcache", _SET, "it brings its own cache"),
+    ("enable_flexkv", "--enable-flexkv", _SET, "it brings its own cache"),
+    ("enable_hisparse", "--enable-hisparse", _SET, "it brings its own pool"),
+    ("enable_unified_memory", "--enable-unified-memory", _SET, "it brings its own pool"),
+    ("enable_page_major_kv_layout", "--enable-page-major-kv-layout", _SET, "virtual tensors have their own layout"),
+    ("prefill_only_disable_kv_cache", "--prefill-only-disable-kv-cache", _SET, "there is no KV cache then"),
+    ("enable_streaming_session", "--enable-streaming-session", _SET, "sessions hold token slots of their own"),
+    ("enable_session_radix_cache", "--enable-session-radix-cache", _SET, "it needs SGLang's own tree"),
+    ("disaggregation_mode", "--disaggregation-mode", lambda mode: mode != "null", "KV is not transferred yet"),
+    ("encoder_only", "--encoder-only", _SET, "there is no KV cache then"),
+    ("speculative_algorithm", "--speculative-algorithm", _SET, "draft tokens are not allocated by position yet"),
+    ("dllm_algorithm", "--dllm-algorithm", _SET, "diffusion models rewrite their KV"),
+    ("enable_pdmux", "--enable-pdmux", _SET, "it splits the forward stream"),
+    ("enable_two_batch_overlap", "--enable-two-batch-overlap", _SET, "it splits batches below the attention backend"),
+    ("enable_memory_saver", "--enable-memory-saver", _SET, "it cannot pause the pages"),
+    ("enable_return_routed_experts", "--enable-return-routed-experts", _SET, "its buffer is sized by token slots"),
+    ("enable_return_indexer_topk", "--enable-return-indexer-topk", _SET, "its buffer is sized by token slots"),
+    ("enable_deterministic_inference", "--enable-deterministic-inference", _SET, "its kernels read token slots"),
+    ("enable_torch_compile", "--enable-torch-compile", _SET, "graphs are not captured yet"),
+    ("enable_mis", "--enable-mis", _SET, "its masks are not supported"),
+    ("is_embedding", "--is-embedding", _SET, "only generation is supported"),
+    ("kv_events_config", "--kv-events-config", _SET, "events are not published yet"),
+    ("elastic_ep_backend", "--elastic-ep-backend", _SET, "pools would have to be resized"),
+    ("page_size", "--page-size", lambda size: size not in (None, 1), "sharing is token-granular; leave it at 1"),
+    ("radix_eviction_policy", "--radix-eviction-policy", lambda policy: policy != "lru", "leave it at lru"),
+    ("schedule_policy", "--schedule-policy", lambda policy: policy == "dfs-weight", "use lpm or fcfs"),
+    ("tp_size", "--tp-size", lambda size: size != 1, "one device a server for now"),
+    ("pp_size", "--pp-size", lambda size: size != 1, "one device a server for now"),
+    ("dp_size", "--dp-size", lambda size: size != 1, "start one server a device instead"),
+    ("dcp_size", "--dcp-size", lambda size: size != 1, "one device a server for now"),
+    ("attn_cp_size", "--attn-cp-size", lambda size: size != 1, "one device a server for now"),
+    ("nnodes", "--nnodes", lambda nodes: nodes != 1, "one node a server for now"),
+    ("enable_dp_attention", "--enable-dp-attention", _SET, "one device a server for now"),
+    (
+        "kv_cache_dtype",
+        "--kv-cache-dtype",
+        lambda dtype: dtype not in ("auto", "bfloat16", "bf16"),
+        "KV is kept in the model's dtype for now; leave it at auto",
+    ),
+)
+
+# Environment variables that put another memory pool or layout in place.
+_VARIABLES = ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_USE_HND_KVCACHE")
+
+
+def refuse_options(server_args: Any) -> None:
+    """ValueError that names every option, with its flag, that does not go with virtual tensors."""
+    refused = [
+        f"{flag}: {reason}"
+        for attribute, flag, is_wanted, reason in _OPTIONS
+        if is_wanted(getattr(server_args, attribute))
+    ]
+    refused += [
+        f"--{attribute.replace('_', '-')} {name}: leave it out, or choose {' or '.join(ATTENTION_BACKENDS)}"
+        for attribute in ("attention_backend", "prefill_attention_backend", "decode_attention_backend")
+        if (name := getattr(server_args, attribute)) is not None and name not in ATTENTION_BACKENDS
+    ]
+    if server_args.device not in (None, "cpu", "cuda"):
+        refused.append(f"--device {server_args.device}: choose cpu or cuda")
+    refused += [f"{name}: unset it; it puts another pool in place" for name in _VARIABLES if _is_on(name)]
+    _refuse(refused)
+
+
+def refuse_model(model_config: Any) -> None:
+    """ValueError that says what a model needs and virtual tensors cannot do."""
+    from sglang.srt.configs.hybrid_arch import linear_attn_model_spec, mambaish_config
+    from sglang.srt.configs.model_config import AttentionArch
+
+    refused = []
+    if model_config.attention_arch != AttentionArch.MHA:
+        refused.append("its attention is MLA; only MHA, GQA and MQA have K and V of their own")
+    if model_config.is_hybrid_swa:
+        refused.append("it is a hybrid of full and sliding-window attention; try --disable-hybrid-swa-memory")
+    if mambaish_config(model_config) is not None or linear_attn_model_spec(model_config) is not None:
+        refused.append("it keeps state-space or linear-attention state besides KV")
+    if model_config.is_encoder_decoder:
+        refused.append("it is an encoder-decoder model")
+    if model_config.attention_chunk_size is not None:
+        refused.append("its attention is chunked")
+    if not model_config.is_generation:
+        refused.append("it does not generate")
+    architectures = ", ".join(model_config.hf_config.architectures or ["this model"])
+    _refuse([f"{architectures}: {reason}" for reason in refused])
+
+
+def _is_on(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+
+def _refuse(refused: list[str]) -> None:
+    if refused:
+        lines = "".join(f"\n  {line}" for line in refused)
+        raise ValueError(f"--radix-cache-backend {BACKEND} does not go with:{lines}")

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's prefix cache, over the core's radix tree. A node is named by the core's handle; 0 is the root."""
+
+import logging
+import time
+from typing import Any
+
+import torch
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
+from sglang.srt.mem_cache.base_prefix_cache import (
+    BasePrefixCache,
+    DecLockRefParams,
+    DecLockRefResult,
+    EvictParams,
+    EvictResult,
+    IncLockRefResult,
+    MatchPrefixParams,
+    MatchResult,
+)
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.registry import TreeCacheBuildContext
+
+from vt_sglang.adapter.allocator import VTensorAllocator
+from vt_sglang.adapter.rows import VTensorRows
+
+logger = logging.getLogger(__name__)
+
+_ROOT = 0
+
+
+class VTensorCache(BasePrefixCache):
+    """The tree that decides which pages a request's virtual tensor shares.
+
+    Who owns what of a request's tokens:
+
+        |--- last_node's path ---|--- recorded by others too ---|--- not recorded yet ---|
+        0                  bound or recorded           cache_protected_len       kv_allocated_len
+        the tree, locked         the tree and the slot          the slot
+
+    The pages of all of it are pinned while the slot is live.
+    """
+
+    def __init__(self, params: CacheInitParams) -> None:
+        rows, allocator = params.req_to_token_pool, params.token_to_kv_pool_allocator
+        if not isinstance(rows, VTensorRows) or not isinstance(allocator, VTensorAllocator):
+            raise RuntimeError(
+                f"SGLang built a {type(rows).__name__} and a {type(allocator).__name__} where virtual tensors were "
+                "asked for; vt-sglang's hooks were not applied"
+            )
+        self.core = rows.core
+        self.req_to_token_pool = rows
+        self.token_to_kv_pool_allocator = allocator
+        self.page_size = 1
+        self.disable = False
+        self.device = torch.device(allocator.device)
+        self.root_node = _ROOT
+        self.leaks = 0
+        self.last_forward = 0
+        # SGLang asks a match only for its length; slices of one tensor give it without copies.
+        self._lengths = torch.zeros(1, dtype=torch.int64, device=self.device).expand(self.core.slot_tokens)
+        self._no_match = MatchResult(self._lengths[:0], _ROOT, _ROOT, _ROOT)
+        if params.enable_metrics:
+            self.init_metrics_collector()
+
+    # ---- matching and recording
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """The longest recorded prefix of a key, token-exact."""
+        key = params.key
+        if len(key) == 0:
+            return self._no_match
+        node, tokens = self.core.match(key.extra_key, key.token_ids, key.limit, _furthest(params.req))
+        if node == _ROOT:
+            return self._no_match
+        return MatchResult(self._lengths[:tokens], node, node, node)
+
+    def cache_unfinished_req(self, req: Any, chunked: bool = False) -> None:  # noqa: ARG002
+        """Record what the request has prefilled; from now on others can share it."""
+        tokens = req.extend_range.end
+        node, duplicate, _added = self.core.record(req.req_pool_idx, req.full_untruncated_fill_ids, tokens)
+        if not duplicate:
+            # Where another request recorded the same tokens first, this one's pages are not the tree's: it goes on
+            # holding them by itself and leaves the tree's unlocked.
+            self.core.lock(node)
+            self.core.unlock(req.last_node)
+            req.last_node = node
+        req.prefix_indices = self._lengths[:tokens]
+        req.cache_protected_len = tokens
+
+    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int) -> None:
+        """Record a finished request, and let go of its path. SGLang frees its row, and with it its pages, next."""
+        if is_insert:
+            req._refresh_fill_ids()  # makes them the prompt and all output
+            self.core.record(req.req_pool_idx, req.full_untruncated_fill_ids, kv_len_to_handle)
+        if req.last_node is not None:
+            self.core.unlock(req.last_node)
+
+    def reset(self) -> None:
+        """Forget everything. Only when no request is left."""
+        self.core.clear()
+
+    # ---- locks and eviction
+
+    def inc_lock_ref(self, node: int) -> IncLockRefResult:
+        """Protect a node's path."""
+        self.core.lock(node)
+        return IncLockRefResult(delta=0)
+
+    def dec_lock_ref(self, node: int, _params: DecLockRefParams | None = None) -> DecLockRefResult:
+        """Undo one `inc_lock_ref`."""
+        self.core.unlock(node)
+        return DecLockRefResult(delta=0)
+
+    def evict(self, params: EvictParams) -> EvictResult:
+        """Evict until `num_tokens` more tokens are available, as far as that goes."""
+        start = time.perf_counter()
+        wanted = self.core.available_tokens() + params.num_tokens
+        evicted = 0
+        while (missing := wanted - self.core.available_tokens()) > 0 and self.core.evictable_tokens() > 0:
+            evicted += self.core.evict(-(-missing * self.core.token_bytes // self.core.page_bytes))
+        self.update_eviction_metrics(evicted, start)
+        return EvictResult(num_tokens_evicted=evicted)
+
+    # ---- the ledger, in tokens
+
+    def evictable_size(self) -> int:
+        """Tokens that would become available if everything unlocked were evicted."""
+        return self.core.evictable_tokens()
+
+    def protected_size(self) -> int:
+        """Room of the pinned pages, less what running requests have not recorded; page rounding is in it."""
+        return self.core.protected_tokens()
+
+    def total_size(self) -> int:
+        """Tokens recorded in the tree."""
+        return self.core.usage()["tree_tokens"]
+
+    def pretty_print(self) -> None:
+        """Print what is in use."""
+        print(self.core.usage())
+
+    def check_idle(self) -> None:
+        """RuntimeError, and a counted leak, if something is still held although no request is left."""
+        usage = self.core.usage()
+        pinned = usage["held_pages"] - usage["evictable_pages"] - 1  # the padding page
+        if usage["live_slots"] == 0 and pinned == 0:
+            return
+        self.leaks += 1
+        raise RuntimeError(
+            f"memory leak detected in the virtual tensors: no request is left, and {usage['live_slots']} slots are "
+            f"live and {pinned} pages pinned"
+        )
+
+
+def _furthest(req: Any) -> int:
+    """How many tokens a request may come to, as SGLang's admission reckons. 0: not known."""
+    if req is None:
+        return 0
+    tokens = len(req.origin_input_ids) + len(req.output_ids)
+    new = min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), CLIP_MAX_NEW_TOKENS)
+    return int(tokens + new)
+
+
+def build_tree_cache(context: TreeCacheBuildContext) -> VTensorCache:
+    """Factory of `--radix-cache-backend vtensor`."""
+    from vt_sglang.adapter import hooks
+    from vt_sglang.adapter.kv_pool import as_vtensor_pool
+
+    hooks.verify()
+    as_vtensor_pool(context.params.token_to_kv_pool_allocator.get_kvcache())
+    return VTensorCache(context.params)

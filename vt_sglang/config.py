@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The project's own options: launch flags, and environment variables that carry them to every process of a server."""
+
+import os
+import re
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+Driver = Literal["auto", "host", "cuda"]
+DRIVERS: tuple[Driver, ...] = ("auto", "host", "cuda")
+
+_UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as `2MiB`, `64k` or `4096` (units are powers of 1,024). ValueError if it is none."""
+    found = re.fullmatch(r"\s*(\d+)\s*([kmg]?)(i?b)?\s*", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{text!r} is not a size in bytes; write for example 2MiB, 64KiB or 4096")
+    return int(found[1]) * _UNITS[found[2].lower()]
+
+
+def parse_page_bytes(text: str) -> int | None:
+    """Page size in bytes, None for `auto`. ValueError if it is neither."""
+    return None if text.strip().lower() == "auto" else parse_bytes(text)
+
+
+def parse_driver(text: str) -> Driver:
+    """ValueError if there is no such driver."""
+    for driver in DRIVERS:
+        if text.strip().lower() == driver:
+            return driver
+    raise ValueError(f"{text!r} is no memory driver; choose one of {', '.join(DRIVERS)}")
+
+
+def parse_switch(text: str) -> bool:
+    """ValueError if the text means neither on nor off."""
+    lowered = text.strip().lower()
+    if lowered in ("1", "true", "yes", "on"):
+        return True
+    if lowered in ("", "0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{text!r} is neither on nor off; write 1 or 0")
+
+
+@dataclass(frozen=True)
+class VTensorConfig:
+    """Options of the plug-in. Each field has a launch flag `--vtensor-NAME` and a variable `VTENSOR_NAME`."""
+
+    driver: Driver = "auto"
+    """Where pages come from: GPU memory, or the host's (any Linux machine). `auto`: as the model's device."""
+    page_bytes: int | None = None
+    """Size of a physical page. None: the driver's granularity, or less on the host for very small models."""
+    check: bool = False
+    """Prove every invariant of the core after every step. Slow; for finding bugs."""
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """The options that the variables set. ValueError, naming the variable, for a value that cannot be."""
+        parsers = {"driver": parse_driver, "page_bytes": parse_page_bytes, "check": parse_switch}
+        values = {}
+        for name, parse in parsers.items():
+            variable = f"VTENSOR_{name.upper()}"
+            if (text := os.environ.get(variable)) is not None:
+                try:
+                    values[name] = parse(text)
+                except ValueError as error:
+                    raise ValueError(f"{variable}: {error}") from None
+        return cls(**values)  # type: ignore[arg-type]  # each parser returns its field's type
+
+    def to_environment(self) -> None:
+        """Set the variables, for this process and those it starts."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            text = "auto" if value is None else str(int(value) if isinstance(value, bool) else value)
+            os.environ[f"VTENSOR_{field.name.upper()}"] = text
