@@ -2,14 +2,36 @@
 #include "arena.h"
 
 #include <numeric>
+#include <stdexcept>
+#include <string>
 
 #include "errors.h"
 
 namespace vt {
+namespace {
+
+std::size_t range_bytes(std::size_t slot_bytes, SlotId slots) {
+  std::size_t bytes = 0;
+  if (__builtin_mul_overflow(slot_bytes, slots, &bytes))
+    throw std::invalid_argument("no addresses suffice for " + std::to_string(slots) + " slots of " +
+                                std::to_string(slot_bytes) + " bytes");
+  return bytes;
+}
+
+}  // namespace
 
 std::size_t slot_bytes_for(const Geometry& geometry, std::size_t tokens) {
-  const std::size_t unit = std::lcm(geometry.page_bytes, geometry.token_bytes);
-  return (tokens * geometry.token_bytes + unit - 1) / unit * unit;
+  if (geometry.page_bytes == 0 || geometry.token_bytes == 0)
+    throw std::invalid_argument("page_bytes and token_bytes must be positive");
+  std::size_t unit = 0;
+  std::size_t bytes = 0;
+  if (__builtin_mul_overflow(geometry.page_bytes / std::gcd(geometry.page_bytes, geometry.token_bytes),
+                             geometry.token_bytes, &unit) ||
+      __builtin_mul_overflow(tokens, geometry.token_bytes, &bytes) || __builtin_add_overflow(bytes, unit - 1, &bytes))
+    throw std::invalid_argument("no addresses suffice for a slot of " + std::to_string(tokens) + " tokens of " +
+                                std::to_string(geometry.token_bytes) + " bytes in pages of " +
+                                std::to_string(geometry.page_bytes));
+  return bytes / unit * unit;
 }
 
 Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
@@ -18,7 +40,7 @@ Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t
       geometry_(geometry),
       slot_bytes_(slot_bytes_for(geometry, slot_tokens)),
       mapping_limit_(mapping_limit),
-      base_(driver.reserve(slot_bytes_ * slots)),
+      base_(driver.reserve(range_bytes(slot_bytes_, slots))),
       maps_(slots) {}
 
 void Arena::map(std::span<const Change> changes) {
@@ -41,27 +63,32 @@ void Arena::map(std::span<const Change> changes) {
 }
 
 void Arena::unmap(SlotId slot, std::size_t first) {
-  std::vector<std::uintptr_t> addresses;
-  for (std::size_t index = first; index < extent(slot); ++index)
-    if (maps_[slot][index] != kNoPage) addresses.push_back(address(slot, index));
-  if (addresses.empty()) return;
-  driver_.unmap(addresses);
-  pages_unmapped += addresses.size();
-  for (std::size_t index = extent(slot); index-- > first;) set(slot, index, kNoPage);
+  for (std::size_t index = extent(slot); index-- > first;)
+    if (mapped(slot, index) != kNoPage) unmap_index(slot, index);
 }
 
 void Arena::unmap_index(SlotId slot, std::size_t index) {
-  const std::uintptr_t at = address(slot, index);
-  driver_.unmap(std::span(&at, 1));
+  driver_.unmap(address(slot, index));
   ++pages_unmapped;
   set(slot, index, kNoPage);
 }
 
+std::size_t Arena::runs_after(std::span<const Change> changes) {
+  std::vector<PageId> before;
+  before.reserve(changes.size());
+  for (const Change& change : changes) {
+    before.push_back(mapped(change.slot, change.index));
+    set(change.slot, change.index, change.page);
+  }
+  const std::size_t runs = runs_;
+  for (std::size_t i = changes.size(); i-- > 0;) set(changes[i].slot, changes[i].index, before[i]);
+  return runs;
+}
+
 bool Arena::begins_run(SlotId slot, std::size_t index) const {
   const PageId page = mapped(slot, index);
-  if (page == kNoPage) return false;
-  if (index == 0) return true;
-  const PageId before = mapped(slot, index - 1);
+  const PageId before = index == 0 ? kNoPage : mapped(slot, index - 1);
+  if (page == kNoPage) return before != kNoPage;
   return before == kNoPage || before + 1 != page;
 }
 

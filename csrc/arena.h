@@ -46,8 +46,10 @@ class Arena {
   // Unmaps one page index.
   void unmap_index(SlotId slot, std::size_t index);
 
-  // Separate runs of pages mapped now, and how many of them the driver can keep.
+  // What the kernel needs a mapping of its own for, now and after these changes: every run of pages that follow one
+  // another, and every gap after one. And how many of them the driver can keep.
   std::size_t runs() const { return runs_; }
+  std::size_t runs_after(std::span<const Change> changes);
   std::size_t mapping_limit() const { return mapping_limit_; }
 
   std::uint64_t pages_mapped = 0;    // since the start

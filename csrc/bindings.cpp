@@ -170,14 +170,19 @@ nb::ndarray<nb::array_api> make_tensor(nb::handle self, PyCache& cache, std::siz
                           const std::vector<std::int64_t>& strides, const std::string& dtype) {
   if (shape.size() != strides.size()) throw std::invalid_argument("shape and strides differ in length");
   const nb::dlpack::dtype type = dtype_of(dtype);
-  std::size_t last = 0;
+  const std::size_t range = cache->slot_bytes() * cache->slots();
+  // Whole elements from the offset on. Every dimension's reach is compared before it is taken off, so that no sum or
+  // product wraps around.
+  std::size_t left = offset > range ? 0 : (range - offset) / (type.bits / 8u);
+  bool inside = left > 0;
   for (std::size_t i = 0; i < shape.size(); ++i) {
     if (shape[i] == 0 || strides[i] < 0) throw std::invalid_argument("shape must be positive, strides not negative");
-    last += (shape[i] - 1) * static_cast<std::size_t>(strides[i]);
+    const std::size_t steps = shape[i] - 1;
+    const auto stride = static_cast<std::size_t>(strides[i]);
+    inside = inside && (stride == 0 || steps <= (left - 1) / stride);
+    if (inside) left -= steps * stride;
   }
-  const std::size_t range = cache->slot_bytes() * cache->slots();
-  if (offset + (last + 1) * (type.bits / 8u) > range)
-    throw std::invalid_argument("the tensor reaches past the arena's " + std::to_string(range) + " bytes");
+  if (!inside) throw std::invalid_argument("the tensor reaches past the arena's " + std::to_string(range) + " bytes");
   const int device = cache->driver().device();
   return nb::ndarray<nb::array_api>(reinterpret_cast<void*>(cache->base() + offset), shape.size(), shape.data(), self,
                        strides.data(), type, device < 0 ? nb::device::cpu::value : nb::device::cuda::value,

@@ -32,13 +32,14 @@ std::string name(PageId page) { return "page " + std::to_string(page); }
 template <typename Expected>
 void check_node(const Node& node, const Geometry& geometry, const RadixTree& tree, std::vector<Expected>& pages) {
   std::uint32_t idle = 0;
-  for (const auto& [token, child] : node.children) {
+  node.children.for_each([&](Token token, const Node* child) {
     VERIFY(child->alive && child->parent == &node, name(node) + " has a child that is not its own");
-    VERIFY(token == child->tokens.front(), name(*child) + " stands under another token than its first");
+    VERIFY(token == child->first && child->first == *child->tokens.begin() && node.children.find(token) == child,
+           name(*child) + " is not found under its first token");
     VERIFY(child->start() == node.end, name(*child) + " does not begin where its parent ends");
     VERIFY(node.is_root() || child->locks <= node.locks, name(*child) + " is locked more often than its parent");
     idle += child->idle_slots;
-  }
+  });
   VERIFY(idle <= node.idle_slots, name(node) + " counts fewer idle slots than its children");
   for (const Node* child = node.idle_children; child != nullptr; child = child->idle_next)
     VERIFY(child->idle_slots > 0 && child->parent == &node, name(node) + " lists a child without idle slots");
@@ -75,8 +76,9 @@ void check_list(const RadixTree& tree) {
   };
   for (const Node* node : order) {
     VERIFY(node->locks == 0, name(*node) + " is locked and stands in the eviction list");
-    for (const auto& [token, child] : node->children)
+    node->children.for_each([&](Token, const Node* child) {
       VERIFY(child->index < seen.size() && seen[child->index], name(*node) + " would be evicted before its child");
+    });
     mark(node);
   }
 }
@@ -109,12 +111,14 @@ void KVCache::check_slots(std::vector<Expected>& pages) const {
     const std::string which = "slot " + std::to_string(slot);
     idle += it.state == State::kIdle;
     if (it.state != State::kLive) {
-      VERIFY(it.pages == 0 && it.tokens == 0 && it.recorded == 0, which + " is not live and owns something");
+      VERIFY(it.pages == 0 && it.tokens == 0 && it.recorded == 0 && it.path == nullptr,
+             which + " is not live and owns something");
       continue;
     }
     ++live;
     live_tokens += it.tokens - it.recorded;
     VERIFY(tree_.attached(slot) != nullptr && tree_.attached(slot)->alive, which + " is live and attached nowhere");
+    VERIFY(it.path == nullptr || it.path->locks > 0, which + " is live and the path it was bound along is not locked");
     VERIFY(it.recorded <= it.tokens, which + " recorded more tokens than it has");
     VERIFY(it.pages == geometry_.pages_for(it.tokens), which + " is not backed exactly as far as its tokens reach");
     for (std::size_t index = 0; index < it.pages; ++index) {
@@ -168,14 +172,16 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
 
 void KVCache::check_mappings() const {
   std::size_t runs = 0;
-  for (SlotId slot = 0; slot < slots_.size(); ++slot)
+  for (SlotId slot = 0; slot < slots_.size(); ++slot) {
+    runs += arena_.extent(slot) > 0;  // the gap after its last page
     for (std::size_t index = 0; index < arena_.extent(slot); ++index) {
       const PageId page = arena_.mapped(slot, index);
-      if (page == kNoPage) continue;
-      VERIFY(pool_[page].created, "slot " + std::to_string(slot) + " maps " + name(page) + ", which does not exist");
       const PageId before = index == 0 ? kNoPage : arena_.mapped(slot, index - 1);
-      runs += before == kNoPage || before + 1 != page;
+      runs += page == kNoPage ? before != kNoPage : before == kNoPage || before + 1 != page;
+      VERIFY(page == kNoPage || pool_[page].created,
+             "slot " + std::to_string(slot) + " maps " + name(page) + ", which does not exist");
     }
+  }
   VERIFY(runs == arena_.runs(), "the runs of mapped pages are miscounted");
 }
 

@@ -10,6 +10,14 @@ namespace vt {
 using cuda::kSuccess;
 using cuda::Result;
 
+namespace {
+
+// The default, which is the allocation granularity: all that mapping needs. The page size would have to be a power of
+// two, and three granules are a fine page.
+constexpr std::size_t kAnyAlignment = 0;
+
+}  // namespace
+
 class CudaDriver::InContext {
  public:
   InContext(const cuda::Api& api, cuda::Context context) : api_(api) {
@@ -67,7 +75,7 @@ CudaDriver::~CudaDriver() {
 std::uintptr_t CudaDriver::reserve(std::size_t bytes) {
   if (range_ != 0) throw InvariantError("the range is reserved already");
   const InContext in_context(api_, context_);
-  const Result result = api_.address_reserve(&range_, bytes, page_bytes_, 0, 0);
+  const Result result = api_.address_reserve(&range_, bytes, kAnyAlignment, 0, 0);
   if (result != kSuccess) {
     range_ = 0;
     throw DriverError("cuMemAddressReserve", result,
@@ -137,15 +145,15 @@ void CudaDriver::map(std::span<const MapOperation> operations) {
   api_.check(result, failed);
 }
 
-void CudaDriver::unmap(std::span<const std::uintptr_t> addresses) {
+void CudaDriver::unmap(std::uintptr_t address) {
   const InContext in_context(api_, context_);
-  for (const std::uintptr_t address : addresses) api_.check(unmap_one(address), "cuMemUnmap");
+  api_.check(unmap_one(address), "cuMemUnmap");
 }
 
 void CudaDriver::copy(std::uintptr_t destination, PageId source, std::size_t bytes) {
   const InContext in_context(api_, context_);
   if (window_ == 0)
-    api_.check(api_.address_reserve(&window_, page_bytes_ * max_pages_, page_bytes_, 0, 0), "cuMemAddressReserve");
+    api_.check(api_.address_reserve(&window_, page_bytes_ * max_pages_, kAnyAlignment, 0, 0), "cuMemAddressReserve");
   const cuda::DevicePointer from = window_ + source * page_bytes_;
   if (!in_window_[source]) {
     api_.check(map_one(from, source), "cuMemMap");

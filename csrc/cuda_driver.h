@@ -25,7 +25,7 @@ class CudaDriver final : public Driver {
   void create(PageId page) override;
   void release(PageId page) override;
   void map(std::span<const MapOperation> operations) override;
-  void unmap(std::span<const std::uintptr_t> addresses) override;
+  void unmap(std::uintptr_t address) override;
   void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override;
   void set_stream(std::uintptr_t stream) override { stream_ = reinterpret_cast<cuda::Stream>(stream); }
   std::size_t physical_bytes() const override { return created_ * page_bytes_; }

@@ -39,8 +39,9 @@ class Driver {
 
   // Maps pages, in place of what is mapped there now. On failure every address of the batch is left unmapped.
   virtual void map(std::span<const MapOperation> operations) = 0;
-  // Addresses that map nothing are passed over, so that a failed call can be repeated.
-  virtual void unmap(std::span<const std::uintptr_t> addresses) = 0;
+  // Unmaps the page at this address. One at a time, so that it is known what a failure left mapped. An address that
+  // maps nothing is passed over.
+  virtual void unmap(std::uintptr_t address) = 0;
 
   // Copies a page's first bytes to a mapped address: in the order of the stream that set_stream named (CUDA), or
   // before returning (host). The source need not be mapped anywhere.
@@ -50,7 +51,7 @@ class Driver {
   // Bytes of physical memory that the system says the created pages occupy now.
   virtual std::size_t physical_bytes() const = 0;
 
-  // How many separate runs of pages may be mapped at one time.
+  // How many separate runs of pages, and gaps after them, there may be at one time.
   virtual std::size_t mapping_limit() const { return std::numeric_limits<std::size_t>::max(); }
 };
 

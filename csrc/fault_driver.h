@@ -37,14 +37,14 @@ class FaultDriver final : public Driver {
     try {
       fail_or_pass("map");
     } catch (const DriverError&) {  // as the contract says: nothing of the batch stays mapped
-      for (const MapOperation& operation : operations) inner_->unmap(std::span(&operation.address, 1));
+      for (const MapOperation& operation : operations) inner_->unmap(operation.address);
       throw;
     }
     inner_->map(operations);
   }
-  void unmap(std::span<const std::uintptr_t> addresses) override {
+  void unmap(std::uintptr_t address) override {
     fail_or_pass("unmap");
-    inner_->unmap(addresses);
+    inner_->unmap(address);
   }
   void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override {
     fail_or_pass("copy");

@@ -125,14 +125,7 @@ void HostDriver::map(std::span<const MapOperation> operations) {
   }
 }
 
-void HostDriver::unmap(std::span<const std::uintptr_t> addresses) {
-  for (std::size_t first = 0; first < addresses.size();) {
-    std::size_t last = first + 1;
-    while (last < addresses.size() && addresses[last] == addresses[last - 1] + page_bytes_) ++last;
-    blank(addresses[first], (last - first) * page_bytes_);
-    first = last;
-  }
-}
+void HostDriver::unmap(std::uintptr_t address) { blank(address, page_bytes_); }
 
 // Back to a reserved, inaccessible address. MAP_FIXED over an existing range fails only for lack of kernel memory or
 // of mappings; the address then keeps the page, which is harmless, as no one reads a stale mapping (invariant 2).

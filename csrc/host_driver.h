@@ -23,7 +23,7 @@ class HostDriver final : public Driver {
   void create(PageId page) override;
   void release(PageId page) override;
   void map(std::span<const MapOperation> operations) override;
-  void unmap(std::span<const std::uintptr_t> addresses) override;
+  void unmap(std::uintptr_t address) override;
   void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override;
   std::size_t physical_bytes() const override;
   std::size_t mapping_limit() const override { return mapping_limit_; }

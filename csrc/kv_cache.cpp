@@ -25,9 +25,12 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
              mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit())),
       tree_(pool_, geometry, slots),
       slots_(slots) {
-  const Change padding{kPaddingSlot, 0, pool_.take()};
-  arena_.map(std::span(&padding, 1));
-  pool_.hold(padding.page, true);
+  // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
+  const PageId page = pool_.take();
+  std::vector<Change> padding;
+  for (std::uint32_t index = 0; index < geometry_.pages_for(1); ++index) padding.push_back({kPaddingSlot, index, page});
+  arena_.map(padding);
+  pool_.hold(page, true);
   slots_[kPaddingSlot].state = State::kPadding;
   for (SlotId slot = 1; slot < slots; ++slot) slots_[slot].idle = idle_.insert(idle_.end(), slot);
   tree_.on_slot_loose = [this](SlotId slot) { idle_.splice(idle_.begin(), idle_, slots_[slot].idle); };
@@ -147,6 +150,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   // From here on nothing can fail.
   tree_.detach(slot);
   tree_.attach(slot, node != nullptr ? node : tree_.root(name_space), false);
+  if (node != nullptr) tree_.lock(node);
   idle_.erase(slots_[slot].idle);
   for (std::size_t index = 0; index < shared; ++index) pool_.hold(path[index], true);
   if (tail == Tail::kExtended) pool_[path.back()].writer = slot;
@@ -159,6 +163,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   it.pages = pages;
   it.tokens = tokens;
   it.recorded = matched;
+  it.path = node;
   ++live_slots_;
   live_tokens_ += tokens - matched;
   ++counters_.binds;
@@ -250,6 +255,8 @@ void KVCache::release(SlotId slot) {
   const std::lock_guard guard(mutex_);
   live(slot);
   Slot& it = slots_[slot];
+  if (it.path != nullptr) tree_.unlock(it.path);
+  it.path = nullptr;
   for (std::size_t index = 0; index < it.pages; ++index) {
     const PageId page = arena_.mapped(slot, index);
     if (pool_[page].writer == slot) pool_[page].writer = kNoSlot;
@@ -345,13 +352,14 @@ void KVCache::give_back(const std::vector<Fresh>& fresh) {
 
 void KVCache::map(std::span<const Change> changes, SlotId binding) {
   if (changes.empty()) return;
-  if (arena_.runs() + changes.size() > arena_.mapping_limit()) shed(changes.size(), binding);
+  // A page amid a gap makes two runs more, and nothing makes more than that.
+  if (arena_.runs() + 2 * changes.size() > arena_.mapping_limit()) shed(changes, binding);
   arena_.map(changes);
 }
 
-// Unmaps what nobody uses, the longest idle first, until this many more runs can be mapped.
-void KVCache::shed(std::size_t runs, SlotId binding) {
-  const auto enough = [&] { return arena_.runs() + runs <= arena_.mapping_limit(); };
+// Unmaps what nobody uses, the longest idle first, until these changes keep to the mapping limit.
+void KVCache::shed(std::span<const Change> changes, SlotId binding) {
+  const auto enough = [&] { return arena_.runs_after(changes) <= arena_.mapping_limit(); };
   std::vector<SlotId> order(idle_.begin(), idle_.end());
   for (const SlotId slot : order) {
     if (enough()) return;
@@ -361,8 +369,15 @@ void KVCache::shed(std::size_t runs, SlotId binding) {
     tree_.detach(slot);
     idle_.splice(idle_.begin(), idle_, slots_[slot].idle);
   }
-  for (SlotId slot = 0; slot < slots_.size() && !enough(); ++slot)
-    if (slots_[slot].state == State::kLive) arena_.unmap(slot, slots_[slot].pages);
+  for (SlotId slot = 0; slot < slots_.size() && !enough(); ++slot) {
+    if (slots_[slot].state != State::kLive) continue;
+    // What lies past its pages, but for those that the growth under way has claimed where they are mapped.
+    std::size_t first = arena_.extent(slot);
+    while (first > slots_[slot].pages &&
+           (arena_.mapped(slot, first - 1) == kNoPage || !pool_.taken(arena_.mapped(slot, first - 1))))
+      --first;
+    arena_.unmap(slot, first);
+  }
   if (!enough())
     throw DriverError("mmap", ENOMEM,
                       "more than " + std::to_string(arena_.mapping_limit()) +

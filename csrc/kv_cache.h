@@ -54,8 +54,8 @@ struct Usage {
 class KVCache {
  public:
   // slots: virtual tensors, the padding slot 0 included. slot_tokens: the longest sequence a slot must hold.
-  // budget: pages for sequences; one more backs the padding slot's first page from the start, so that kernels may
-  // read and write token 0 of slot 0. mapping_limit: 0 takes the driver's.
+  // budget: pages for sequences; one more backs token 0 of slot 0 from the start, so that kernels may read and write
+  // it as padding. mapping_limit: 0 takes the driver's.
   KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
           PageId budget, std::size_t mapping_limit);
   ~KVCache();
@@ -147,6 +147,9 @@ class KVCache {
     std::size_t pages = 0;            // held, from index 0, while live
     std::size_t tokens = 0;           // backed and counted to the request, while live
     std::size_t recorded = 0;         // tokens of it that the tree has too, while live
+    // What it was bound along, locked while it is live: the tree would not know of a page that only a request reads,
+    // and would let another extend it over what is read.
+    Node* path = nullptr;
     std::uint64_t last_forward = 0;
     std::uint64_t seen = 0;           // the growth that looked at it last
     std::list<SlotId>::iterator idle; // place in idle_, while idle
@@ -170,7 +173,7 @@ class KVCache {
   void acquire(std::vector<Fresh>& fresh);
   void give_back(const std::vector<Fresh>& fresh);
   void map(std::span<const Change> changes, SlotId binding);
-  void shed(std::size_t runs, SlotId binding);
+  void shed(std::span<const Change> changes, SlotId binding);
   std::size_t evict_pages(std::size_t pages);
   void make_idle(SlotId slot);
 

@@ -30,9 +30,7 @@ PageId PagePool::take() {
 }
 
 bool PagePool::claim(PageId page) {
-  if (!pages_[page].created || pages_[page].holders != 0) return false;
-  // A page already taken in this transaction is linked nowhere.
-  if (pages_[page].previous == kNoPage && free_head_ != page) return false;
+  if (!pages_[page].created || pages_[page].holders != 0 || taken(page)) return false;
   unlink(page);
   --free_;
   ++taken_;

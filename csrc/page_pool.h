@@ -34,6 +34,11 @@ class PagePool {
   PageId take();
   // Takes this very page; false if it is not free.
   bool claim(PageId page);
+  // Whether a transaction has taken or claimed the page, and neither held it yet nor given it back.
+  bool taken(PageId page) const {
+    const Page& it = pages_[page];
+    return it.created && it.holders == 0 && it.previous == kNoPage && free_head_ != page;
+  }
   // Undoes take or claim.
   void give_back(PageId page);
 
@@ -51,6 +56,8 @@ class PagePool {
 
   Page& operator[](PageId page) { return pages_[page]; }
   const Page& operator[](PageId page) const { return pages_[page]; }
+
+  void prefetch(PageId page) const { __builtin_prefetch(&pages_[page], 1); }
 
   PageId budget() const { return static_cast<PageId>(pages_.size()); }
   PageId created() const { return created_; }

@@ -19,6 +19,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "child_map.h"
 #include "page_pool.h"
 #include "types.h"
 
@@ -28,35 +29,34 @@ namespace vt {
 class TokenSlice {
  public:
   TokenSlice() = default;
-  explicit TokenSlice(std::span<const Token> tokens)
-      : data_(std::make_shared<const std::vector<Token>>(tokens.begin(), tokens.end())), size_(tokens.size()) {}
-  const Token* begin() const { return data_->data() + offset_; }
-  Token front() const { return *begin(); }
+  explicit TokenSlice(std::span<const Token> tokens);
+  const Token* begin() const { return data_.get() + offset_; }
   std::size_t size() const { return size_; }
   TokenSlice first(std::size_t count) const;
   TokenSlice from(std::size_t offset) const;
 
  private:
-  std::shared_ptr<const std::vector<Token>> data_;
+  std::shared_ptr<const Token[]> data_;
   std::size_t offset_ = 0;
   std::size_t size_ = 0;
 };
 
 struct Node {
-  std::uint32_t index = 0;       // in the tree's table; with the generation it makes the handle
-  std::uint32_t generation = 0;
-  bool alive = false;
   Node* parent = nullptr;        // null for the root of a namespace
-  std::unordered_map<Token, Node*> children;
-  const std::string* name_space = nullptr;  // of a root
-  TokenSlice tokens;
-  std::size_t end = 0;           // tokens from the root to here
-  std::vector<PageId> pages;     // for page indices [page_of(start), pages_for(end))
-  std::size_t path_pages = 0;    // pages that the nodes from the root to here hold; neighbours' shared ones once
-  std::uint32_t locks = 0;
   Node* older = nullptr;         // neighbours in the list of unlocked nodes
   Node* newer = nullptr;
+  std::size_t end = 0;           // tokens from the root to here
+  Token first = 0;               // of its tokens
+  TokenSlice tokens;
+  std::vector<PageId> pages;     // for page indices [page_of(start), pages_for(end))
+  std::uint32_t index = 0;       // in the tree's table; with the generation it makes the handle
+  std::uint32_t generation = 0;
+  std::uint32_t locks = 0;
+  bool alive = false;
   SlotId slots = kNoSlot;        // first of the slots attached here
+  ChildMap children;
+  std::size_t path_pages = 0;    // pages that the nodes from the root to here hold; neighbours' shared ones once
+  const std::string* name_space = nullptr;  // of a root
   std::uint32_t idle_slots = 0;  // idle slots attached here or below
   Node* idle_children = nullptr; // first child with idle slots
   Node* idle_previous = nullptr; // neighbours among the parent's idle children
@@ -144,6 +144,7 @@ class RadixTree {
   void touch(Node* node);
   void list_insert_after(Node* node, Node* older);
   void list_remove(Node* node);
+  void prefetch_evictions(const Node* leaf) const;
   void add_idle(Node* node, std::int32_t count);
 
   PagePool& pool_;

@@ -2,6 +2,7 @@
 """Launch flags, and what `--radix-cache-backend vtensor` means for SGLang's own arguments."""
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -85,6 +86,13 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
         server_args.attention_backend = BACKEND
     # The kernels of this release are launched one by one.
     server_args.disable_cuda_graph = True
-    original(server_args)
-    if server_args.model_path.lower() not in ("none", "dummy"):
+    has_model = server_args.model_path.lower() not in ("none", "dummy")
+    try:
+        original(server_args)
+    except (AssertionError, ValueError):
+        # What SGLang objects to may come of a model that virtual tensors cannot serve: that is the better answer.
+        if has_model and os.path.isdir(server_args.model_path):
+            refusals.refuse_model(server_args.get_model_config())
+        raise
+    if has_model:
         refusals.refuse_model(server_args.get_model_config())

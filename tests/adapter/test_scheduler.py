@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real SGLang scheduler on virtual tensors, through everything that a KV cache has to survive, with SGLang's strict
+checks on at every step, busy and idle, and the core's own beside them. Outputs must equal stock SGLang's."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SERVER_ARGS, STOCK, VTENSOR, run_scheduler
+
+WORKLOADS = {
+    "varied": {"conversations": 6, "turns": 4, "new": 48},
+    # Short prompts and long answers: requests are let in and then outgrow the pool.
+    "growing": {"conversations": 10, "turns": 2, "new": 120},
+}
+COMMON = {"seed": 7, "at_once": 10, "longest": 420, "aborts": True, "flush": True}
+
+EVERYTHING = {
+    "abort after the first token",
+    "abort before the last token",
+    "abort between chunks",
+    "abort while decoding",
+    "abort while waiting",
+    "flush",
+    "fork of a live request",
+}
+
+
+@dataclass
+class Case:
+    """A way to run the workload on virtual tensors."""
+
+    name: str
+    server_args: dict[str, Any]
+    workload: str = "varied"
+    page_bytes: int = 4096
+    environment: dict[str, str] = field(default_factory=dict)
+    evicts: bool = False
+    retractions: int = 0
+    """At least so many."""
+
+
+# Admission that forgets at once what running requests will still need, so that they are retracted again and again.
+RECKLESS = {"SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR": "0", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS": "2"}
+
+# The longest request takes 420 tokens; a tiny pool has room for little more than one such.
+CASES = [
+    Case("plain", {"max_total_tokens": 20000, "disable_overlap_schedule": True}),
+    Case("overlap", {"max_total_tokens": 20000}, page_bytes=2**14),
+    Case(
+        "retraction forced",
+        {"max_total_tokens": 2000},
+        page_bytes=8192,
+        environment={"SGLANG_TEST_RETRACT": "1"},
+        evicts=True,
+        retractions=100,
+    ),
+    *(
+        Case(
+            f"tiny pool, {name}",
+            {"max_total_tokens": 760} | args,
+            workload="growing",
+            environment=RECKLESS,
+            evicts=True,
+            retractions=5,
+        )
+        for name, args in (
+            ("no overlap", {"disable_overlap_schedule": True}),
+            ("overlap", {}),
+            ("mixed chunks", {"enable_mixed_chunk": True}),
+        )
+    ),
+    Case("stock attention", {"max_total_tokens": 1200, "attention_backend": "torch_native"}, evicts=True),
+]
+
+
+def _run(folder: Path, model: Path, workload: str, server_args: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    args = SERVER_ARGS | {"model_path": str(model)} | server_args
+    return run_scheduler(folder, {"server_args": args, "workload": COMMON | WORKLOADS[workload]} | settings)
+
+
+@pytest.fixture(scope="module")
+def stock(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What stock SGLang gives for each workload, with more room than it needs. What a request generates depends on its
+    prompt alone, so that one run is the measure of all."""
+    args = STOCK | {"max_total_tokens": 20000, "disable_overlap_schedule": True}
+    return {name: _run(tmp_path_factory.mktemp(name), model, name, args) for name in WORKLOADS}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Whatever befalls the requests, their outputs are stock's, and nothing is left behind."""
+    environment = {"VTENSOR_PAGE_BYTES": str(case.page_bytes)} | case.environment
+    result = _run(tmp_path, model, case.workload, VTENSOR | case.server_args, environment=environment)
+    expected = stock[case.workload]
+    assert result["cache"] == "VTensorCache"
+    assert result["overlap"] == (not case.server_args.get("disable_overlap_schedule", False))
+    assert set(result["seen"]) >= EVERYTHING
+    assert set(result["outputs"]) == set(expected["outputs"])
+    for rid in expected["generates"]:
+        mine, theirs = result["outputs"][rid], expected["outputs"][rid]
+        if rid in expected["aborted"]:  # they end where the abort met them
+            assert mine[: len(theirs)] == theirs[: len(mine)], rid
+        else:
+            assert mine == theirs, rid
+            assert result["prompts"][rid] == expected["prompts"][rid], rid
+    counters, usage = result["vtensor"]["counters"], result["vtensor"]["usage"]
+    assert result["vtensor"]["leaks"] == 0
+    assert usage["live_slots"] == usage["live_tokens"] == 0
+    assert counters["pages_aliased"] > 0
+    assert counters["tails_extended"] > 0
+    assert counters["tails_copied"] > 0
+    assert result["retractions"] >= case.retractions
+    assert (counters["nodes_evicted"] > 0) == case.evicts
+    assert result["capacity"] <= case.server_args["max_total_tokens"]
+
+
+def test_as_much_is_cached_as_by_stock(model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    """Scheduled the same way, each request finds as many tokens in the cache as on stock SGLang."""
+    args = VTENSOR | {"max_total_tokens": 20000, "disable_overlap_schedule": True}
+    mine, theirs = _run(tmp_path, model, "varied", args)["cached"], stock["varied"]["cached"]
+    assert sum(theirs.values()) > 5000
+    assert not {rid: (mine[rid], tokens) for rid, tokens in theirs.items() if mine[rid] < tokens}
