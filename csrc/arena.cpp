@@ -34,8 +34,7 @@ std::size_t slot_bytes_for(const Geometry& geometry, std::size_t tokens) {
   return bytes / unit * unit;
 }
 
-Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-             std::size_t mapping_limit)
+Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens, std::size_t mapping_limit)
     : driver_(driver),
       geometry_(geometry),
       slot_bytes_(slot_bytes_for(geometry, slot_tokens)),

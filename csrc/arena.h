@@ -52,7 +52,7 @@ class Arena {
   std::size_t runs_after(std::span<const Change> changes);
   std::size_t mapping_limit() const { return mapping_limit_; }
 
-  std::uint64_t pages_mapped = 0;    // since the start
+  std::uint64_t pages_mapped = 0;  // since the start
   std::uint64_t pages_unmapped = 0;
 
  private:

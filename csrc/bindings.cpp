@@ -28,8 +28,8 @@ class Tokens {
  public:
   Tokens(nb::handle object, std::optional<std::size_t> limit) {
     if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_FORMAT | PyBUF_ND) != 0) throw nb::python_error();
-    const bool integers = view_.itemsize == sizeof(Token) && view_.ndim == 1 &&
-                          (view_.format[0] == 'q' || view_.format[0] == 'l');
+    const bool integers =
+        view_.itemsize == sizeof(Token) && view_.ndim == 1 && (view_.format[0] == 'q' || view_.format[0] == 'l');
     if (!integers) {
       PyBuffer_Release(&view_);
       throw nb::type_error("token ids must be a one-dimensional buffer of int64, as array('q')");
@@ -166,8 +166,9 @@ const char* tail_name(KVCache::Tail tail) {
   }
 }
 
-nb::ndarray<nb::array_api> make_tensor(nb::handle self, PyCache& cache, std::size_t offset, const std::vector<std::size_t>& shape,
-                          const std::vector<std::int64_t>& strides, const std::string& dtype) {
+nb::ndarray<nb::array_api> make_tensor(nb::handle self, PyCache& cache, std::size_t offset,
+                                       const std::vector<std::size_t>& shape, const std::vector<std::int64_t>& strides,
+                                       const std::string& dtype) {
   if (shape.size() != strides.size()) throw std::invalid_argument("shape and strides differ in length");
   const nb::dlpack::dtype type = dtype_of(dtype);
   const std::size_t range = cache->slot_bytes() * cache->slots();
@@ -185,8 +186,8 @@ nb::ndarray<nb::array_api> make_tensor(nb::handle self, PyCache& cache, std::siz
   if (!inside) throw std::invalid_argument("the tensor reaches past the arena's " + std::to_string(range) + " bytes");
   const int device = cache->driver().device();
   return nb::ndarray<nb::array_api>(reinterpret_cast<void*>(cache->base() + offset), shape.size(), shape.data(), self,
-                       strides.data(), type, device < 0 ? nb::device::cpu::value : nb::device::cuda::value,
-                       device < 0 ? 0 : device);
+                                    strides.data(), type, device < 0 ? nb::device::cpu::value : nb::device::cuda::value,
+                                    device < 0 ? 0 : device);
 }
 
 }  // namespace
@@ -209,8 +210,8 @@ NB_MODULE(_core, m) {
       "page_bytes"_a, "token_bytes"_a, "tokens"_a);
 
   nb::class_<PyCache>(m, "KVCache")
-      .def(nb::init<const std::string&, std::size_t, std::size_t, SlotId, std::size_t, PageId, int,
-                    const std::string&, std::size_t, bool>(),
+      .def(nb::init<const std::string&, std::size_t, std::size_t, SlotId, std::size_t, PageId, int, const std::string&,
+                    std::size_t, bool>(),
            nb::kw_only(), "driver"_a, "page_bytes"_a, "token_bytes"_a, "slots"_a, "slot_tokens"_a, "budget_pages"_a,
            "device"_a = 0, "cuda_library"_a = "libcuda.so.1", "mapping_limit"_a = 0, "inject_faults"_a = false)
       .def(
@@ -223,8 +224,10 @@ NB_MODULE(_core, m) {
             return nb::make_tuple(match.node, match.tokens);
           },
           "namespace"_a.none(), "tokens"_a, "limit"_a = nb::none(), "total_tokens"_a = 0)
-      .def("lock", [](PyCache& it, NodeHandle node) { unlocked([&] { it->lock(node); }); }, "node"_a)
-      .def("unlock", [](PyCache& it, NodeHandle node) { unlocked([&] { it->unlock(node); }); }, "node"_a)
+      .def(
+          "lock", [](PyCache& it, NodeHandle node) { unlocked([&] { it->lock(node); }); }, "node"_a)
+      .def(
+          "unlock", [](PyCache& it, NodeHandle node) { unlocked([&] { it->unlock(node); }); }, "node"_a)
       .def(
           "bind",
           [](PyCache& it, const std::optional<std::string>& key, NodeHandle node, std::size_t tokens) {
@@ -257,7 +260,8 @@ NB_MODULE(_core, m) {
             return nb::make_tuple(recorded.node, recorded.duplicate, recorded.added);
           },
           "slot"_a, "tokens"_a, "limit"_a = nb::none())
-      .def("release", [](PyCache& it, SlotId slot) { unlocked([&] { it->release(slot); }); }, "slot"_a)
+      .def(
+          "release", [](PyCache& it, SlotId slot) { unlocked([&] { it->release(slot); }); }, "slot"_a)
       .def(
           "begin_forward",
           [](PyCache& it, const Integers& slots) {
@@ -268,12 +272,13 @@ NB_MODULE(_core, m) {
       .def(
           "complete_forward",
           [](PyCache& it, std::uint64_t forward) { unlocked([&] { it->complete_forward(forward); }); }, "forward"_a)
-      .def("evict", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->evict(pages); }); },
-           "pages"_a)
-      .def("trim", [](PyCache& it, std::size_t keep) { return unlocked([&] { return it->trim(keep); }); },
-           "keep"_a = 0)
-      .def("make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },
-           "pages"_a)
+      .def(
+          "evict", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->evict(pages); }); }, "pages"_a)
+      .def(
+          "trim", [](PyCache& it, std::size_t keep) { return unlocked([&] { return it->trim(keep); }); }, "keep"_a = 0)
+      .def(
+          "make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },
+          "pages"_a)
       .def("clear", [](PyCache& it) { unlocked([&] { it->clear(); }); })
       .def("check", [](PyCache& it) { unlocked([&] { it->check(); }); })
       .def("usage", [](PyCache& it) { return as_dict(unlocked([&] { return it->usage(); })); })
@@ -284,17 +289,22 @@ NB_MODULE(_core, m) {
       .def("protected_tokens", [](PyCache& it) { return unlocked([&] { return it->protected_tokens(); }); })
       .def("idle_slots", [](PyCache& it) { return unlocked([&] { return it->idle_slots(); }); })
       .def("deliverable_pages", [](PyCache& it) { return unlocked([&] { return it->deliverable_pages(); }); })
-      .def("node_tokens", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->node_tokens(node); }); },
-           "node"_a)
-      .def("slot_pages", [](PyCache& it, SlotId slot) { return unlocked([&] { return it->slot_pages(slot); }); },
-           "slot"_a)
-      .def("path_pages", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->path_pages(node); }); },
-           "node"_a)
-      .def("set_stream", [](PyCache& it, std::uintptr_t stream) { unlocked([&] { it->set_stream(stream); }); },
-           "stream"_a)
-      .def("inject_fault", [](PyCache& it, const std::string& operation, long successes) {
-        it.faults().inject(operation, successes);
-      }, "operation"_a, "successes"_a = 0)
+      .def(
+          "node_tokens", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->node_tokens(node); }); },
+          "node"_a)
+      .def(
+          "slot_pages", [](PyCache& it, SlotId slot) { return unlocked([&] { return it->slot_pages(slot); }); },
+          "slot"_a)
+      .def(
+          "path_pages", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->path_pages(node); }); },
+          "node"_a)
+      .def(
+          "set_stream", [](PyCache& it, std::uintptr_t stream) { unlocked([&] { it->set_stream(stream); }); },
+          "stream"_a)
+      .def(
+          "inject_fault",
+          [](PyCache& it, const std::string& operation, long successes) { it.faults().inject(operation, successes); },
+          "operation"_a, "successes"_a = 0)
       .def("clear_faults", [](PyCache& it) { it.faults().clear(); })
       .def(
           "tensor",

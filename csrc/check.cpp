@@ -7,8 +7,8 @@
 #include "kv_cache.h"
 
 // A macro, so that the text is made only when it is needed.
-#define VERIFY(holds, what) \
-  do {                      \
+#define VERIFY(holds, what)                   \
+  do {                                        \
     if (!(holds)) throw InvariantError(what); \
   } while (false)
 
@@ -23,8 +23,8 @@ struct KVCache::Expected {
 namespace {
 
 std::string name(const Node& node) {
-  return "node " + std::to_string(node.index) + " [" + std::to_string(node.start()) + ", " +
-         std::to_string(node.end) + ")";
+  return "node " + std::to_string(node.index) + " [" + std::to_string(node.start()) + ", " + std::to_string(node.end) +
+         ")";
 }
 
 std::string name(PageId page) { return "page " + std::to_string(page); }
@@ -52,7 +52,7 @@ void check_node(const Node& node, const Geometry& geometry, const RadixTree& tre
   const std::size_t first = geometry.page_of(node.start());
   VERIFY(node.pages.size() == geometry.pages_for(node.end) - first, name(node) + " does not hold its span's pages");
   VERIFY(node.path_pages == node.parent->path_pages + node.pages.size() - tree.shares_first_page(&node),
-          name(node) + " miscounts its path's pages");
+         name(node) + " miscounts its path's pages");
   for (std::size_t i = 0; i < node.pages.size(); ++i) {
     Expected& page = pages.at(node.pages[i]);
     ++page.holders;
@@ -143,8 +143,8 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
   for (PageId page = 0; page < pool_.budget(); ++page) {
     const Page& it = pool_[page];
     const Expected& should = pages[page];
-    VERIFY(it.holders == should.holders, name(page) + " counts " + std::to_string(it.holders) + " holders, has " +
-                                             std::to_string(should.holders));
+    VERIFY(it.holders == should.holders,
+           name(page) + " counts " + std::to_string(it.holders) + " holders, has " + std::to_string(should.holders));
     VERIFY(it.pins == should.pins,
            name(page) + " counts " + std::to_string(it.pins) + " pins, has " + std::to_string(should.pins));
     VERIFY(it.recorded == should.recorded, name(page) + " has " + std::to_string(should.recorded) +
@@ -162,8 +162,7 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
     pinned += it.pins > 0;
   }
   VERIFY(created == pool_.created() && free == pool_.free() && held == pool_.held() && pinned == pool_.pinned() &&
-             free + held == created && pool_.evictable() == held - pinned &&
-             pool_.available() == pool_.budget() - held,
+             free + held == created && pool_.evictable() == held - pinned && pool_.available() == pool_.budget() - held,
          "the ledger of pages does not add up");
   PageId listed = 0;
   for (PageId page = pool_.oldest_free(); page != kNoPage; page = pool_.next_free(page)) ++listed;

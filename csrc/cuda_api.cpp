@@ -51,9 +51,9 @@ void Api::check(Result result, const char* operation) const {
   const char* text = nullptr;
   get_error_name(result, &name);
   get_error_string(result, &text);
-  throw DriverError(operation, result,
-                    std::string(name ? name : "CUDA error " + std::to_string(result)) + (text ? ", " : "") +
-                        (text ? text : ""));
+  throw DriverError(
+      operation, result,
+      std::string(name ? name : "CUDA error " + std::to_string(result)) + (text ? ", " : "") + (text ? text : ""));
 }
 
 }  // namespace vt::cuda

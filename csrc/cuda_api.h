@@ -22,7 +22,8 @@ inline constexpr Result kOutOfMemory = 2;
 inline constexpr int kAllocationTypePinned = 1;
 inline constexpr int kLocationTypeDevice = 1;
 inline constexpr int kAccessReadWrite = 3;
-inline constexpr int kAttributeGpuDirectRdmaWithVmm = 110;  // CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
+inline constexpr int kAttributeGpuDirectRdmaWithVmm =
+    110;  // CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
 
 struct Location {
   int type;

@@ -40,8 +40,7 @@ KVCache::~KVCache() = default;
 
 // ---- the radix tree
 
-KVCache::Match KVCache::match(const std::string& name_space, std::span<const Token> tokens,
-                              std::size_t total_tokens) {
+KVCache::Match KVCache::match(const std::string& name_space, std::span<const Token> tokens, std::size_t total_tokens) {
   const std::lock_guard guard(mutex_);
   Node* node = tree_.match(name_space, tokens);
   if (node == nullptr) return {0, 0};
@@ -140,8 +139,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   for (const Fresh& it : fresh) reused += !change_unless_mapped(it.index, it.page);
   try {
     map(changes, slot);
-    if (tail == Tail::kCopied)
-      driver_->copy(arena_.address(slot, shared), path.back(), geometry_.tail_bytes(matched));
+    if (tail == Tail::kCopied) driver_->copy(arena_.address(slot, shared), path.back(), geometry_.tail_bytes(matched));
   } catch (const DriverError&) {
     give_back(fresh);
     throw;
@@ -236,8 +234,8 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
   live(slot);
   Slot& it = slots_[slot];
   if (tokens.size() > it.tokens)
-    throw std::invalid_argument("slot " + std::to_string(slot) + " has " + std::to_string(it.tokens) +
-                                " tokens; " + std::to_string(tokens.size()) + " cannot be recorded");
+    throw std::invalid_argument("slot " + std::to_string(slot) + " has " + std::to_string(it.tokens) + " tokens; " +
+                                std::to_string(tokens.size()) + " cannot be recorded");
   Node* from = tree_.attached(slot);
   if (tokens.size() <= from->end) return {RadixTree::handle(from), false, 0};
   const auto recorded =
@@ -416,17 +414,9 @@ std::size_t KVCache::trim(std::size_t keep) {
 
 Usage KVCache::usage() const {
   const std::lock_guard guard(mutex_);
-  return {budget_,
-          pool_.created(),
-          pool_.free(),
-          pool_.held(),
-          pool_.evictable(),
-          static_cast<SlotId>(slots_.size()),
-          live_slots_,
-          tree_.nodes(),
-          tree_.tokens(),
-          live_tokens_,
-          arena_.runs()};
+  return {
+      budget_,     pool_.created(), pool_.free(),   pool_.held(), pool_.evictable(), static_cast<SlotId>(slots_.size()),
+      live_slots_, tree_.nodes(),   tree_.tokens(), live_tokens_, arena_.runs()};
 }
 
 Counters KVCache::counters() const {

@@ -28,19 +28,19 @@ namespace vt {
 // Counted since the start.
 struct Counters {
   std::uint64_t binds = 0;
-  std::uint64_t tokens_matched = 0;      // tokens that binds found in the tree
+  std::uint64_t tokens_matched = 0;  // tokens that binds found in the tree
   std::uint64_t pages_created = 0;
-  std::uint64_t pages_released = 0;      // given back to the driver
-  std::uint64_t pages_aliased = 0;       // shared with the tree by a bind
-  std::uint64_t pages_adopted = 0;       // those of them that the slot mapped already
-  std::uint64_t pages_reused = 0;        // free pages that the slot mapped already
+  std::uint64_t pages_released = 0;  // given back to the driver
+  std::uint64_t pages_aliased = 0;   // shared with the tree by a bind
+  std::uint64_t pages_adopted = 0;   // those of them that the slot mapped already
+  std::uint64_t pages_reused = 0;    // free pages that the slot mapped already
   std::uint64_t pages_mapped = 0;
-  std::uint64_t pages_unmapped = 0;      // taken out of a mapping or replaced in it
-  std::uint64_t tails_extended = 0;      // partly filled pages that a bind went on filling in place
-  std::uint64_t tails_copied = 0;        // partly filled pages that a bind copied
+  std::uint64_t pages_unmapped = 0;  // taken out of a mapping or replaced in it
+  std::uint64_t tails_extended = 0;  // partly filled pages that a bind went on filling in place
+  std::uint64_t tails_copied = 0;    // partly filled pages that a bind copied
   std::uint64_t nodes_evicted = 0;
   std::uint64_t tokens_evicted = 0;
-  std::uint64_t slots_shed = 0;          // idle slots unmapped to stay under the mapping limit
+  std::uint64_t slots_shed = 0;  // idle slots unmapped to stay under the mapping limit
 };
 
 // Now, in pages and tokens.
@@ -144,15 +144,15 @@ class KVCache {
   enum class State : std::uint8_t { kPadding, kIdle, kDraining, kLive };
   struct Slot {
     State state = State::kIdle;
-    std::size_t pages = 0;            // held, from index 0, while live
-    std::size_t tokens = 0;           // backed and counted to the request, while live
-    std::size_t recorded = 0;         // tokens of it that the tree has too, while live
+    std::size_t pages = 0;     // held, from index 0, while live
+    std::size_t tokens = 0;    // backed and counted to the request, while live
+    std::size_t recorded = 0;  // tokens of it that the tree has too, while live
     // What it was bound along, locked while it is live: the tree would not know of a page that only a request reads,
     // and would let another extend it over what is read.
     Node* path = nullptr;
     std::uint64_t last_forward = 0;
-    std::uint64_t seen = 0;           // the growth that looked at it last
-    std::list<SlotId>::iterator idle; // place in idle_, while idle
+    std::uint64_t seen = 0;            // the growth that looked at it last
+    std::list<SlotId>::iterator idle;  // place in idle_, while idle
   };
   // A fresh page for each of these indices: claimed where the slot maps a free one, else taken.
   struct Fresh {
@@ -187,7 +187,7 @@ class KVCache {
   std::vector<Slot> slots_;
   std::list<SlotId> idle_;  // first the slots that share nothing with the tree, then by the time of their release
   std::multimap<std::uint64_t, SlotId> draining_;  // by the forward that each waits for
-  std::size_t live_tokens_ = 0;    // of live slots, not recorded
+  std::size_t live_tokens_ = 0;                    // of live slots, not recorded
   SlotId live_slots_ = 0;
   std::uint64_t begun_ = 0;
   std::uint64_t completed_ = 0;

@@ -15,10 +15,10 @@
 namespace vt {
 
 struct Page {
-  std::uint32_t holders = 0;  // tree nodes and live requests that own it (invariant 3)
-  std::uint32_t pins = 0;     // those of them that forbid eviction: live requests and locked nodes
-  std::uint32_t recorded = 0; // bytes, from the page's start, that tree nodes use
-  SlotId writer = kNoSlot;    // the one slot that may write past `recorded` (invariant 4)
+  std::uint32_t holders = 0;   // tree nodes and live requests that own it (invariant 3)
+  std::uint32_t pins = 0;      // those of them that forbid eviction: live requests and locked nodes
+  std::uint32_t recorded = 0;  // bytes, from the page's start, that tree nodes use
+  SlotId writer = kNoSlot;     // the one slot that may write past `recorded` (invariant 4)
   bool created = false;
   PageId previous = kNoPage;  // neighbours in the free list
   PageId next = kNoPage;

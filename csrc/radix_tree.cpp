@@ -73,9 +73,7 @@ Node* RadixTree::match(const std::string& name_space, std::span<const Token> tok
   return node;
 }
 
-Node* RadixTree::cut(Node* node, std::size_t end) {
-  return end == node->end ? node : split(node, end - node->start());
-}
+Node* RadixTree::cut(Node* node, std::size_t end) { return end == node->end ? node : split(node, end - node->start()); }
 
 RadixTree::Recorded RadixTree::record(Node* from, std::span<const Token> tokens,
                                       const std::function<PageId(std::size_t)>& page) {
@@ -247,8 +245,7 @@ void RadixTree::prefetch_evictions(const Node* leaf) const {
 std::uint32_t RadixTree::recorded_above(const Node* leaf, PageId page) const {
   if (page != leaf->pages.front()) return 0;
   const std::size_t index = geometry_.page_of(leaf->start());
-  for (const Node* node = leaf->parent; !node->is_root() && geometry_.pages_for(node->end) > index;
-       node = node->parent)
+  for (const Node* node = leaf->parent; !node->is_root() && geometry_.pages_for(node->end) > index; node = node->parent)
     if (node->pages.back() == page) return static_cast<std::uint32_t>(geometry_.tail_bytes(node->end));
   return 0;
 }

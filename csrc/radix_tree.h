@@ -42,24 +42,24 @@ class TokenSlice {
 };
 
 struct Node {
-  Node* parent = nullptr;        // null for the root of a namespace
-  Node* older = nullptr;         // neighbours in the list of unlocked nodes
+  Node* parent = nullptr;  // null for the root of a namespace
+  Node* older = nullptr;   // neighbours in the list of unlocked nodes
   Node* newer = nullptr;
-  std::size_t end = 0;           // tokens from the root to here
-  Token first = 0;               // of its tokens
+  std::size_t end = 0;  // tokens from the root to here
+  Token first = 0;      // of its tokens
   TokenSlice tokens;
-  std::vector<PageId> pages;     // for page indices [page_of(start), pages_for(end))
-  std::uint32_t index = 0;       // in the tree's table; with the generation it makes the handle
+  std::vector<PageId> pages;  // for page indices [page_of(start), pages_for(end))
+  std::uint32_t index = 0;    // in the tree's table; with the generation it makes the handle
   std::uint32_t generation = 0;
   std::uint32_t locks = 0;
   bool alive = false;
-  SlotId slots = kNoSlot;        // first of the slots attached here
+  SlotId slots = kNoSlot;  // first of the slots attached here
   ChildMap children;
-  std::size_t path_pages = 0;    // pages that the nodes from the root to here hold; neighbours' shared ones once
+  std::size_t path_pages = 0;  // pages that the nodes from the root to here hold; neighbours' shared ones once
   const std::string* name_space = nullptr;  // of a root
-  std::uint32_t idle_slots = 0;  // idle slots attached here or below
-  Node* idle_children = nullptr; // first child with idle slots
-  Node* idle_previous = nullptr; // neighbours among the parent's idle children
+  std::uint32_t idle_slots = 0;             // idle slots attached here or below
+  Node* idle_children = nullptr;            // first child with idle slots
+  Node* idle_previous = nullptr;            // neighbours among the parent's idle children
   Node* idle_next = nullptr;
 
   std::size_t start() const { return end - tokens.size(); }
@@ -97,7 +97,7 @@ class RadixTree {
 
   // ---- locks and eviction
 
-  void lock(Node* node);    // the node and its ancestors
+  void lock(Node* node);  // the node and its ancestors
   void unlock(Node* node);
   struct Evicted {
     std::size_t tokens;

@@ -44,13 +44,14 @@ class Run:
         self.steps = 0
         self.requests: dict[str, Any] = {}  # by rid
         self.aborted: set[str] = set()
-        self.retractions = 0
         self._idle_steps = 0
         self._watch()
 
     # ---- what the workload does
 
-    def request(self, rid: str, tokens: list[int], *, new: int, extra_key: str | None = None) -> Any:
+    def request(
+        self, rid: str, tokens: list[int], *, new: int, extra_key: str | None = None, priority: int | None = None
+    ) -> Any:
         """A generation request, greedy, for exactly `new` tokens."""
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
@@ -72,6 +73,7 @@ class Run:
             token_ids_logprob=None,
             stream=False,
             extra_key=extra_key,
+            priority=priority,
         )
 
     def abort(self, rid: str) -> Any:
@@ -106,7 +108,6 @@ class Run:
 
         def add(req: Any, is_retracted: bool = False) -> Any:
             self.requests[req.rid] = req
-            self.retractions += is_retracted
             return queue(req, is_retracted=is_retracted)
 
         scheduler._add_request_to_queue = add
@@ -134,7 +135,7 @@ class Run:
         cache = self.scheduler.tree_cache
         result: dict[str, Any] = {
             "steps": self.steps,
-            "retractions": self.retractions,
+            "retractions": sum(req.retraction_count for req in self.requests.values()),
             "overlap": self.scheduler.enable_overlap,
             "cache": type(cache).__name__,
             "capacity": self.scheduler.max_total_num_tokens,

@@ -13,6 +13,7 @@ WORKLOADS = {
     "varied": {"conversations": 6, "turns": 4, "new": 48},
     # Short prompts and long answers: requests are let in and then outgrow the pool.
     "growing": {"conversations": 10, "turns": 2, "new": 120},
+    "important": {"conversations": 6, "turns": 4, "new": 48, "priorities": True},
 }
 COMMON = {"seed": 7, "at_once": 10, "longest": 420, "aborts": True, "flush": True}
 
@@ -71,6 +72,18 @@ CASES = [
             ("mixed chunks", {"enable_mixed_chunk": True}),
         )
     ),
+    Case(
+        "preemption",
+        {
+            "max_total_tokens": 2000,
+            "max_running_requests": 3,
+            "enable_priority_scheduling": True,
+            "schedule_policy": "fcfs",
+        },
+        workload="important",
+        evicts=True,
+        retractions=5,
+    ),
     Case("stock attention", {"max_total_tokens": 1200, "attention_backend": "torch_native"}, evicts=True),
 ]
 
@@ -85,7 +98,8 @@ def stock(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     """What stock SGLang gives for each workload, with more room than it needs. What a request generates depends on its
     prompt alone, so that one run is the measure of all."""
     args = STOCK | {"max_total_tokens": 20000, "disable_overlap_schedule": True}
-    return {name: _run(tmp_path_factory.mktemp(name), model, name, args) for name in WORKLOADS}
+    runs = {name: _run(tmp_path_factory.mktemp(name), model, name, args) for name in ("varied", "growing")}
+    return runs | {"important": runs["varied"]}  # the same requests in another order
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

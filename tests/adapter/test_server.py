@@ -139,6 +139,29 @@ def test_parallel_sampling_shares_its_prompt(client: openai.OpenAI, server: str)
     assert _state(server)["counters"]["tokens_matched"] - before >= 3 * (answer.usage.prompt_tokens - 1)
 
 
+def _generate(server: str, **request: Any) -> dict[str, Any]:
+    body = json.dumps({"sampling_params": {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}} | request)
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{server}/generate", body.encode(), headers), timeout=120
+    ) as answer:
+        result: dict[str, Any] = json.load(answer)
+    return result
+
+
+def test_logprobs_do_not_depend_on_the_cache(server: str) -> None:
+    """Those of the prompt need its tokens to be computed again, from where they are asked for."""
+    ids = [3 + (i * i) % 250 for i in range(150)]
+    request = {"input_ids": ids, "return_logprob": True, "logprob_start_len": 100}
+    first, second = (_generate(server, **request)["meta_info"] for _ in range(2))
+    assert first["cached_tokens"] == 0
+    assert second["cached_tokens"] == 100
+    for name in ("input_token_logprobs", "output_token_logprobs"):
+        both = zip(first[name], second[name], strict=True)
+        assert all(a[1] == b[1] and a[0] == pytest.approx(b[0], abs=1e-4) for a, b in both if a[0] is not None)
+    assert len(first["input_token_logprobs"]) == 50
+
+
 def test_a_cache_salt_isolates(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "A secret that others must not be able to time. " * 3}]
 
@@ -203,3 +226,41 @@ def test_flush_forgets_everything(client: openai.OpenAI, server: str) -> None:
     assert usage["held_pages"] == 1  # the padding page
     details = _chat(client, messages).usage.prompt_tokens_details
     assert details is None or details.cached_tokens == 0
+
+
+_ENGINE = """
+import json, sys
+import sglang
+
+if __name__ == "__main__":
+    engine = sglang.Engine(
+        model_path=sys.argv[1], radix_cache_backend="vtensor", device="cpu", dtype="float32", skip_tokenizer_init=True,
+        sampling_backend="pytorch", grammar_backend="none", max_total_tokens=4096, context_length=1024,
+        max_running_requests=4, log_level="error",
+    )
+    sampling = {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}
+    answers = [engine.generate(input_ids=list(range(3, 120)), sampling_params=sampling) for _ in range(2)]
+    page_bytes = engine.get_server_info()["internal_states"][0]["vtensor"]["page_bytes"]
+    engine.shutdown()
+    print("RESULT" + json.dumps([answers, page_bytes]))
+"""
+
+
+def test_the_engine_of_a_program(model: Path, tmp_path: Path) -> None:
+    """`sglang.Engine` in a program: the same argument, and options by environment."""
+    script = tmp_path / "program.py"
+    script.write_text(_ENGINE)
+    done = subprocess.run(
+        [sys.executable, str(script), str(model)],
+        env=os.environ | {"VTENSOR_PAGE_BYTES": "16KiB"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert "RESULT" in done.stdout, done.stdout[-2000:] + done.stderr[-6000:]
+    (first, second), page_bytes = json.loads(done.stdout.split("RESULT")[1].splitlines()[0])
+    assert page_bytes == 16384
+    assert first["output_ids"] == second["output_ids"]
+    assert (first["meta_info"]["cached_tokens"], second["meta_info"]["cached_tokens"]) == (0, 116)

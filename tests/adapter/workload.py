@@ -17,7 +17,7 @@ class Workload:
 
     Args:
         options: seed, conversations, turns, at_once, new (tokens to generate), longest (tokens of a whole sequence),
-            aborts (bool), flush (bool).
+            aborts (bool), flush (bool), priorities (bool, default false: every request gets one of its own).
         run: the scheduler's process (`scheduler_run.Run`).
     """
 
@@ -28,6 +28,7 @@ class Workload:
         self.longest = options["longest"]
         self.turns = options["turns"]
         self.at_once = options["at_once"]
+        self._priorities = options.get("priorities", False)
         self.seen: set[str] = set()
         self._system = self._tokens("system", _SYSTEM)
         # (rid, prompt, tokens to generate, extra key) that may start; and what waits for a condition.
@@ -107,7 +108,8 @@ class Workload:
 
     def _start(self, rid: str, prompt: list[int], new: int, key: str | None) -> Any:
         self._open[rid] = len(prompt)
-        return self.run.request(rid, prompt, new=new, extra_key=key)
+        priority = random.Random(f"{self._seed} {rid} priority").randrange(50) if self._priorities else None
+        return self.run.request(rid, prompt, new=new, extra_key=key, priority=priority)
 
     # ---- stepping
 

@@ -9,13 +9,11 @@ import torch
 from sglang.srt.managers.schedule_batch import ReqKvInfo
 
 from vt_sglang._core import DriverError, KVCache, OutOfPages, SlotsBusy
-from vt_sglang.adapter.forwards import wait_for_forwards
+from vt_sglang.adapter.forwards import order_copies, wait_for_forwards
 from vt_sglang.adapter.tree_cache import VTensorCache
 
 
-def alloc_for_extend(
-    original: Callable[..., Any], batch: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """AROUND `alloc_for_extend`: bind the new requests' prefixes to slots, grow those of chunked ones.
 
     Returns:
@@ -28,6 +26,7 @@ def alloc_for_extend(
     if not isinstance(cache, VTensorCache):
         result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = original(batch)
         return result
+    order_copies(cache, batch)
     ends = batch.seq_lens_cpu.numpy()
     bound: list[Any] = []
     try:

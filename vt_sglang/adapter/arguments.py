@@ -19,9 +19,7 @@ def wanted(server_args: Any) -> bool:
 
 def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     """AFTER `ServerArgs.add_cli_args`: the project's own flags."""
-    group = parser.add_argument_group(
-        "vtensor", f"Options of vt-sglang. They need --radix-cache-backend {BACKEND}."
-    )
+    group = parser.add_argument_group("vtensor", f"Options of vt-sglang. They need --radix-cache-backend {BACKEND}.")
     group.add_argument(
         "--vtensor-driver",
         type=_checked(parse_driver),

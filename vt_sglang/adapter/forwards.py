@@ -29,6 +29,16 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
     return result
 
 
+def order_copies(cache: VTensorCache, batch: Any) -> None:
+    """Have tails copied where the batch's forward will run, behind the forwards that wrote them.
+
+    With the overlap schedule forwards have a stream of their own; without it they run on the scheduler's."""
+    if cache.device.type == "cpu":
+        return
+    stream = cache.forward_stream if batch.enable_overlap else torch.get_device_module(cache.device).current_stream()
+    cache.core.set_stream(stream.cuda_stream)
+
+
 def wait_for_forwards(cache: VTensorCache) -> None:
     """Let every forward that was launched come to its end."""
     torch.get_device_module(cache.device).synchronize()

@@ -73,8 +73,6 @@ def init_pools(
     )
     if core.total_tokens != sizes.max_total_num_tokens:
         raise RuntimeError(f"the pages hold {core.total_tokens} tokens, SGLang counts {sizes.max_total_num_tokens}")
-    if driver == "cuda":
-        core.set_stream(configurator.forward_stream.cuda_stream)
     logger.info(
         "Virtual tensors: %d of %d tokens, %.2f GiB of addresses; %d pages of %d KiB, %s driver, %.1f tokens a page.",
         slots - 1,
@@ -95,9 +93,7 @@ def init_pools(
         end_layer=configurator.layer_info.end_layer,
     )
     allocator = VTensorAllocator(core, dtype=configurator.kv_cache_dtype, device=configurator.device, kvcache=pool)
-    return _InitializedPools(
-        req_to_token_pool=rows, token_to_kv_pool=pool, token_to_kv_pool_allocator=allocator
-    )
+    return _InitializedPools(req_to_token_pool=rows, token_to_kv_pool=pool, token_to_kv_pool_allocator=allocator)
 
 
 def _driver(configurator: Any) -> str:

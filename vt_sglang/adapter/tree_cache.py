@@ -56,6 +56,7 @@ class VTensorCache(BasePrefixCache):
         self.root_node = _ROOT
         self.leaks = 0
         self.last_forward = 0
+        self.forward_stream: Any = None
         # SGLang asks a match only for its length; slices of one tensor give it without copies.
         self._lengths = torch.zeros(1, dtype=torch.int64, device=self.device).expand(self.core.slot_tokens)
         self._no_match = MatchResult(self._lengths[:0], _ROOT, _ROOT, _ROOT)
@@ -168,4 +169,6 @@ def build_tree_cache(context: TreeCacheBuildContext) -> VTensorCache:
 
     hooks.verify()
     as_vtensor_pool(context.params.token_to_kv_pool_allocator.get_kvcache())
-    return VTensorCache(context.params)
+    cache = VTensorCache(context.params)
+    cache.forward_stream = context.tp_worker.model_runner.forward_stream
+    return cache

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch lines: what to start, and that two servers differ in nothing but what is compared."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+CPU_FLAGS = (
+    *("--device", "cpu"),
+    "--disable-cuda-graph",
+    *("--sampling-backend", "pytorch"),
+    *("--grammar-backend", "none"),
+    # SGLang would turn float32 weights into float16, whose rounding decides between tokens too often to compare.
+    *("--dtype", "float32"),
+)
+# Two threads a core make PyTorch's CPU operators wait for each other.
+CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+# SGLang loads every installed plug-in into every server unless this names some; a comma names none.
+NO_PLUGINS = {"SGLANG_PLUGINS": ","}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A server to start. The address to listen at is added to the command: `--host HOST --port PORT`."""
+
+    name: str
+    command: Sequence[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    """What is set beyond this process's own variables."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What both servers get."""
+
+    model_path: str
+    device: str
+    """cpu or cuda."""
+    context_length: int
+    max_total_tokens: int | None
+    """None: as many as SGLang finds memory for."""
+    max_running_requests: int
+    chunked_prefill_size: int
+    extra: Sequence[str] = ()
+    """Further arguments; they stand last, so they win."""
+
+
+def stock(options: ServerOptions, extra: Sequence[str] = ()) -> Launch:
+    """SGLang as it is, without the plug-in."""
+    backend = ("--attention-backend", "torch_native") if options.device == "cpu" else ()
+    return Launch("stock", _command(options, backend, extra), _environment(options) | NO_PLUGINS)
+
+
+def vtensor(options: ServerOptions, extra: Sequence[str] = ()) -> Launch:
+    """SGLang with virtual tensors as its KV cache."""
+    return Launch("vtensor", _command(options, ("--radix-cache-backend", "vtensor"), extra), _environment(options))
+
+
+def _command(options: ServerOptions, backend: Sequence[str], extra: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", options.model_path]
+    command += ["--skip-tokenizer-init"]
+    command += ["--context-length", str(options.context_length)]
+    if options.max_total_tokens is not None:
+        command += ["--max-total-tokens", str(options.max_total_tokens)]
+    command += ["--max-running-requests", str(options.max_running_requests)]
+    command += ["--chunked-prefill-size", str(options.chunked_prefill_size)]
+    if options.device == "cpu":
+        command += CPU_FLAGS
+    return [*command, *backend, *options.extra, *extra]
+
+
+def _environment(options: ServerOptions) -> dict[str, str]:
+    """The variables that a machine without a GPU needs, where the user has not set them."""
+    wanted = CPU_ENVIRONMENT if options.device == "cpu" else {}
+    return {name: value for name, value in wanted.items() if name not in os.environ}

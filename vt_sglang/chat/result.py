@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one server did, and what its end showed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vt_sglang.chat.launch import Launch
+from vt_sglang.chat.play import Played
+from vt_sglang.chat.server import Server
+
+LEAK_SIGNS = ("leak detected", "memory leak")
+
+
+@dataclass
+class Result:
+    launch: Launch
+    start_s: float
+    """Seconds until the server was ready."""
+    played: Played
+    leaks: list[str] = field(default_factory=list)
+    """Signs that the server lost count of its memory; empty if there are none."""
+    total_tokens: int | None = None
+    """Tokens that the server's KV cache has room for, as it says."""
+    vtensor: dict[str, Any] | None = None
+    """What virtual tensors say of themselves: counters, usage, bytes. None for a stock server."""
+
+
+async def examine(server: Server, played: Played) -> Result:
+    """Ask an idle server how it is. SGLang proves its pools whenever it is idle, and ends itself if they are wrong."""
+    result = Result(server.launch, server.start_s, played)
+    healthy = await server.healthy()
+    info = await server.info()
+    if (status := server.exit_status()) is not None:
+        result.leaks.append(f"the server ended by itself, with status {status}")
+    elif not healthy or info is None:
+        result.leaks.append("the server runs but does not answer any more")
+    if info is not None:
+        result.total_tokens = info.get("max_total_num_tokens")
+        result.vtensor = info["internal_states"][0].get("vtensor")
+    if result.vtensor and (count := result.vtensor["leaks"]):
+        result.leaks.append(f"virtual tensors report {count} leaks")
+    return result
+
+
+def leaks_in(log: Path) -> list[str]:
+    """Lines of a server's log that tell of a leak."""
+    with log.open(errors="replace") as lines:
+        return [line.strip() for line in lines if any(sign in line.lower() for sign in LEAK_SIGNS)]
