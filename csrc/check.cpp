@@ -40,6 +40,9 @@ void check_node(const Node& node, const Geometry& geometry, const RadixTree& tre
     VERIFY(node.is_root() || child->locks <= node.locks, name(*child) + " is locked more often than its parent");
     idle += child->idle_slots;
   });
+  std::uint32_t locks = node.own_locks;
+  node.children.for_each([&](Token, const Node* child) { locks += child->locks; });
+  VERIFY(node.is_root() || locks == node.locks, name(node) + " miscounts its locks");
   VERIFY(idle <= node.idle_slots, name(node) + " counts fewer idle slots than its children");
   for (const Node* child = node.idle_children; child != nullptr; child = child->idle_next)
     VERIFY(child->idle_slots > 0 && child->parent == &node, name(node) + " lists a child without idle slots");

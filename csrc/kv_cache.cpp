@@ -110,6 +110,8 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     throw std::invalid_argument("a slot holds " + std::to_string(arena_.slot_tokens()) + " tokens, and its prefix " +
                                 std::to_string(matched) + "; it cannot be bound to " + std::to_string(tokens));
   if (node != nullptr && node->locks == 0) throw InvariantError("bind needs its node to be locked");
+  if (node != nullptr && tree_.name_space(node) != name_space)
+    throw std::invalid_argument("the node to bind to is of another namespace");
 
   std::vector<PageId> path;
   if (node != nullptr) tree_.collect(node, path);
@@ -161,6 +163,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   it.pages = pages;
   it.tokens = tokens;
   it.recorded = matched;
+  it.duplicate = false;
   it.path = node;
   ++live_slots_;
   live_tokens_ += tokens - matched;
@@ -237,7 +240,7 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
     throw std::invalid_argument("slot " + std::to_string(slot) + " has " + std::to_string(it.tokens) + " tokens; " +
                                 std::to_string(tokens.size()) + " cannot be recorded");
   Node* from = tree_.attached(slot);
-  if (tokens.size() <= from->end) return {RadixTree::handle(from), false, 0};
+  if (tokens.size() <= from->end) return {RadixTree::handle(from), it.duplicate, 0};
   const auto recorded =
       tree_.record(from, tokens, [this, slot](std::size_t index) { return arena_.mapped(slot, index); });
   tree_.detach(slot);
@@ -246,7 +249,8 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
     live_tokens_ -= tokens.size() - it.recorded;
     it.recorded = tokens.size();
   }
-  return {RadixTree::handle(recorded.node), recorded.duplicate, recorded.added};
+  it.duplicate |= recorded.duplicate;  // from now on: all that it records stands below pages that are not its own
+  return {RadixTree::handle(recorded.node), it.duplicate, recorded.added};
 }
 
 void KVCache::release(SlotId slot) {

@@ -147,6 +147,7 @@ class KVCache {
     std::size_t pages = 0;     // held, from index 0, while live
     std::size_t tokens = 0;    // backed and counted to the request, while live
     std::size_t recorded = 0;  // tokens of it that the tree has too, while live
+    bool duplicate = false;    // some of them stood there already, with other pages
     // What it was bound along, locked while it is live: the tree would not know of a page that only a request reads,
     // and would let another extend it over what is read.
     Node* path = nullptr;

@@ -129,6 +129,11 @@ Node* RadixTree::root(const std::string& name_space) {
   return entry->second;
 }
 
+const std::string& RadixTree::name_space(const Node* node) {
+  while (!node->is_root()) node = node->parent;
+  return *node->name_space;
+}
+
 void RadixTree::collect(const Node* node, std::vector<PageId>& pages) const {
   pages.resize(geometry_.pages_for(node->end));
   std::size_t known_from = pages.size();  // indices from here on are set; deeper nodes have precedence
@@ -179,6 +184,7 @@ bool RadixTree::shares_first_page(const Node* node) const {
 // ---- locks and eviction
 
 void RadixTree::lock(Node* node) {
+  ++node->own_locks;
   for (; !node->is_root(); node = node->parent) {
     if (node->locks++ > 0) continue;
     list_remove(node);
@@ -187,8 +193,9 @@ void RadixTree::lock(Node* node) {
 }
 
 void RadixTree::unlock(Node* node) {
+  if (node->own_locks == 0) throw InvariantError("a node was unlocked more often than locked");
+  --node->own_locks;
   for (; !node->is_root(); node = node->parent) {
-    if (node->locks == 0) throw InvariantError("a node was unlocked more often than locked");
     if (--node->locks > 0) continue;
     list_insert_after(node, newest_);
     for (const PageId page : node->pages) pool_.unpin(page);

@@ -51,7 +51,8 @@ struct Node {
   std::vector<PageId> pages;  // for page indices [page_of(start), pages_for(end))
   std::uint32_t index = 0;    // in the tree's table; with the generation it makes the handle
   std::uint32_t generation = 0;
-  std::uint32_t locks = 0;
+  std::uint32_t locks = 0;  // of it and its descendants
+  std::uint32_t own_locks = 0;
   bool alive = false;
   SlotId slots = kNoSlot;  // first of the slots attached here
   ChildMap children;
@@ -92,6 +93,7 @@ class RadixTree {
   Recorded record(Node* from, std::span<const Token> tokens, const std::function<PageId(std::size_t)>& page);
 
   Node* root(const std::string& name_space);  // made where absent
+  static const std::string& name_space(const Node* node);
   // Page ids of a path, by page index.
   void collect(const Node* node, std::vector<PageId>& pages) const;
 

@@ -32,7 +32,9 @@ def has_cuda() -> bool:
 
 def pip(*arguments: str | Path) -> None:
     """Run pip install; exit with its status if it fails."""
-    command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", *map(str, arguments)]
+    # Without a GPU, much that SGLang names as required is left out on purpose, which pip would call broken each time.
+    quiet = ["-q", "--disable-pip-version-check", "--no-warn-conflicts"]
+    command = [sys.executable, "-m", "pip", "install", *quiet, *map(str, arguments)]
     print("+", *command, flush=True)
     done = subprocess.run(command, check=False)
     if done.returncode != 0:
@@ -43,8 +45,8 @@ def install_for_cpu() -> None:
     """SGLang's CPU engine, as far as plain PyTorch serves it."""
     # TORCH_INDEX_URL: an index of PyTorch's CPU builds, where the default one has only CUDA's.
     index = ["--extra-index-url", os.environ["TORCH_INDEX_URL"]] if os.environ.get("TORCH_INDEX_URL") else []
-    pip("-q", *index, "-r", ROOT / "requirements/cpu.txt")
-    pip("-q", "--no-deps", "-r", ROOT / "requirements/cpu-no-deps.txt")
+    pip(*index, "-r", ROOT / "requirements/cpu.txt")
+    pip("--no-deps", "-r", ROOT / "requirements/cpu-no-deps.txt")
     site = Path(sysconfig.get_paths()["purelib"])
     # It registers operators that torchvision has only with its compiled part, which needs another PyTorch.
     (site / "torchvision/_meta_registrations.py").write_text("")
@@ -64,9 +66,9 @@ def main() -> None:
     if device == "cpu":
         install_for_cpu()
     else:
-        pip("-q", "-r", ROOT / "requirements/cuda.txt")
-    pip("-q", "-r", ROOT / "requirements/build.txt", "-r", ROOT / "requirements/dev.txt")
-    pip("-q", "--no-build-isolation", "--editable", ROOT)
+        pip("-r", ROOT / "requirements/cuda.txt")
+    pip("-r", ROOT / "requirements/build.txt", "-r", ROOT / "requirements/dev.txt")
+    pip("--no-build-isolation", "--editable", ROOT)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def main() -> None:
         "LD_PRELOAD": f"{runtime('libasan.so')}:{runtime('libubsan.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves memory behind at its end
         "PYTHONMALLOC": "malloc",  # its arenas would hide errors
+        # The state machine's steps take several times as long here.
+        "VT_TEST_STEPS": os.environ.get("VT_TEST_STEPS", "10000"),
     }
     tests = [str(PYTHON), "-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests/core"), *sys.argv[1:]]
     # Elsewhere than at the top, where the source folder would be imported in place of what was built.

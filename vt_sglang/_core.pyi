@@ -61,7 +61,7 @@ class Usage(TypedDict):
     mapping_runs: int
 
 def host_mapping_limit() -> int:
-    """Runs of pages that the host driver may map now: vm.max_map_count less what the process needs besides."""
+    """Mappings that the host driver may make now: vm.max_map_count less what the process needs besides."""
 
 def slot_bytes(page_bytes: int, token_bytes: int, tokens: int) -> int:
     """Bytes of addresses that a slot for `tokens` tokens takes: a multiple of the page and of the token size."""
@@ -92,7 +92,8 @@ class KVCache:
             budget_pages: pages that may exist at one time, beside the padding page.
             device: CUDA device ordinal.
             cuda_library: what to load the CUDA driver from.
-            mapping_limit: runs of pages that may be mapped at one time; 0 takes the driver's own limit.
+            mapping_limit: runs of pages mapped at one time, and gaps after them, as the kernel counts mappings; 0 takes
+                the driver's own limit.
             inject_faults: enable `inject_fault`.
 
         Raises:
@@ -143,12 +144,15 @@ class KVCache:
     def bind(self, namespace: str | None, node: int, tokens: int) -> tuple[int, str, int, int]:
         """Take an idle slot and back its first `tokens` tokens: the locked node's path by sharing, the rest anew.
 
+        Until the slot is released, it locks the node itself too.
+
         Returns:
             (slot, tail, pages shared, pages mapped), `tail` being what became of the path's partly filled last page:
             "none" (there is none), "extended" (filled on in place) or "copied".
 
         Raises:
-            ValueError: fewer tokens than the path has, or more than a slot holds; no slot is left.
+            ValueError: fewer tokens than the path has, or more than a slot holds; a node of another namespace; no
+                slot is left.
             OutOfPages, SlotsBusy, DriverError: the slot stays idle. Pages may have been evicted.
         """
 
@@ -161,8 +165,11 @@ class KVCache:
     def record(self, slot: int, tokens: Tokens, limit: int | None = None) -> tuple[int, bool, int]:
         """Record the first `len(tokens[:limit])` tokens of a live slot in the tree; no data moves.
 
+        What the slot was bound to or has recorded before is not compared again: `tokens` must begin with it.
+
         Returns:
-            (node that ends there, whether part of it stood in the tree already with other pages, tokens added).
+            (node that ends there, or further on if more was recorded before; whether any of what the slot recorded so
+            far stood in the tree already, with other pages; tokens added).
         """
 
     def release(self, slot: int) -> None:

@@ -164,7 +164,7 @@ def _core(driver: str) -> Iterator[Finding]:
 
 
 def _runs(limit: int) -> Finding:
-    found = f"{limit:,d} runs of pages"
+    found = f"{limit:,d} runs of pages and gaps between them"
     if limit * DEVICE_PAGE_BYTES >= machine.memory_bytes():
         return Finding("may be mapped", found)
     remedy = f"enough for {_size(limit * DEVICE_PAGE_BYTES)}; for more: sudo sysctl -w vm.max_map_count=1048576"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SERVER_ARGS, STOCK, VTENSOR, run_scheduler
+from schedulers import SERVER_ARGS, STOCK, VTENSOR, run_scheduler
 
 WORKLOADS = {
     "varied": {"conversations": 6, "turns": 4, "new": 48},

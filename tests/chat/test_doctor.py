@@ -49,7 +49,7 @@ def test_all_is_there() -> None:
     [
         ("sglang", None, f"pip install sglang=={SUPPORTED_SGLANG}"),
         ("sglang", "0.4.0", f"pip install sglang=={SUPPORTED_SGLANG}"),
-        ("torch", None, "pytorch.org"),
+        ("torch", None, "README.md"),
         ("triton", None, "pip install triton"),
     ],
 )

@@ -37,6 +37,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
         slots = np.array([req.req_pool_idx for req in batch.reqs], dtype=np.int64)
         cache.core.grow(slots, ends)
     except (DriverError, OutOfPages, ValueError) as error:
+        wait_for_forwards(cache)  # and for the copies of tails into slots that are now given back
         for req in bound:
             cache.core.release(req.req_pool_idx)
             req.req_pool_idx = None

@@ -31,10 +31,10 @@ async def examine(server: Server, played: Played) -> Result:
     result = Result(server.launch, server.start_s, played)
     healthy = await server.healthy()
     info = await server.info()
-    if (status := server.exit_status()) is not None:
-        result.leaks.append(f"the server ended by itself, with status {status}")
-    elif not healthy or info is None:
-        result.leaks.append("the server runs but does not answer any more")
+    if not healthy or info is None:
+        status = await server.end()
+        what = "runs but does not answer any more" if status is None else f"ended by itself, with status {status}"
+        result.leaks.append(f"the server {what}")
     if info is not None:
         result.total_tokens = info.get("max_total_num_tokens")
         result.vtensor = info["internal_states"][0].get("vtensor")

@@ -24,6 +24,8 @@ ASK_TIMEOUT_S = 30.0
 # On SIGTERM, SGLang looks every five seconds whether anything is left to do.
 TERMINATE_S = 15.0
 KILL_S = 15.0
+# When a part of SGLang fails, it takes some five seconds until all of it has ended.
+END_S = 10.0
 TAIL_LINES = 30
 
 
@@ -71,6 +73,11 @@ class Server:
     def exit_status(self) -> int | None:
         """None while the server runs."""
         return self._process.poll()
+
+    async def end(self) -> int | None:
+        """The exit status of a server that answers no more; None if it goes on running all the same."""
+        await _until(lambda: self.exit_status() is not None, END_S)
+        return self.exit_status()
 
     async def healthy(self) -> bool:
         """Whether the server generates tokens."""

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tens of thousands of random operations over several geometries, beside a model that knows every byte.
+
+The operations are the same in every run. VT_TEST_SEED=n makes them others, VT_TEST_STEPS=n fewer or more.
+"""
+
+import pytest
+from core_machine import NORMAL_STEPS, SEED, STEPS, run_machine
+from core_world import World
+
+LEAST_STEPS = 10_000  # that a normal run really takes
+MUST_BE_MET = {
+    "OutOfPages", "alone", "cleared", "duplicate", "evicted", "failed create", "failed map", "recorded",
+    "tail copied", "tail extended", "tail none",
+}  # fmt: skip
+
+WORLDS = (
+    World("four tokens a page", token_bytes=1024),
+    World("tokens straddle pages", token_bytes=1000),
+    World("many tokens a page", token_bytes=96, symbol_tokens=17),
+    World("tokens larger than a page", token_bytes=6000, budget_pages=40),
+    World("few mappings", token_bytes=1000, mapping_limit=14),
+)
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
+def test_core_agrees_with_the_model(world: World) -> None:
+    run_machine(world, STEPS // len(WORLDS))
+    assert world.met["steps"] >= min(LEAST_STEPS, STEPS // 2) // len(WORLDS)
+    if STEPS >= NORMAL_STEPS and SEED == 0:
+        assert set(world.met) >= MUST_BE_MET | ({"mapping limit"} if world.mapping_limit else set())
+    print(f"\n{world.name}: {dict(sorted(world.met.items()))}")
