@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over contiguous KV with torch's scaled dot-product attention: one call a request, no gather, no index
-tensor, no copy of K or V.
+"""Attention over contiguous KV: no gather, no index tensor, no copy of K or V.
+
+Decoding on a GPU is the project's Triton kernel (decode.py); all else is torch's scaled dot-product attention, one call
+a request:
 
     out_i = sum_{j <= i} softmax_j(scaling * q_i . k_j) v_j
 """
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
@@ -16,6 +19,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vt_sglang.adapter.kv_pool import as_vtensor_pool
 from vt_sglang.adapter.plugin import BACKEND
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vt_sglang.adapter.decode import TritonDecode
 
 # Elements of a mask that is made at a time; more queries are taken in blocks.
 _MASK_ELEMENTS = 2**22
@@ -30,6 +38,11 @@ class VTensorAttention(AttentionBackend):
         super().__init__()
         self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
         refuse_layers(model_runner.model)
+        self._decode: TritonDecode | None = None
+        if not is_cpu():
+            from vt_sglang.adapter.decode import TritonDecode
+
+            self._decode = TritonDecode(self.pool, model_runner.model)
         self._slots: list[int] = []
         self._prefixes: list[int] = []
         self._lengths: list[int] = []
@@ -37,6 +50,9 @@ class VTensorAttention(AttentionBackend):
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Read, once a forward, where each request's tokens are."""
         mode = forward_batch.forward_mode
+        if self._decode is not None and mode.is_decode_or_idle():
+            self._decode.prepare(forward_batch)
+            return
         self._slots = forward_batch.req_pool_indices.tolist()
         lengths = forward_batch.seq_lens_cpu
         self._lengths = (forward_batch.seq_lens if lengths is None else lengths).tolist()
@@ -73,13 +89,22 @@ class VTensorAttention(AttentionBackend):
         k: torch.Tensor,
         v: torch.Tensor,
         layer: RadixAttention,
-        _forward_batch: Any,
+        forward_batch: Any,
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
         """As `forward_extend`, with one new token a request."""
         _refuse_arguments(kwargs)
-        return self._forward(q, k, v, layer, save_kv_cache)
+        if self._decode is None:
+            return self._forward(q, k, v, layer, save_kv_cache)
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        if save_kv_cache and k is not None and v is not None:
+            keys, values = self.pool.get_kv_buffer(layer.layer_id)
+            keys[forward_batch.out_cache_loc] = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)
+            values[forward_batch.out_cache_loc] = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)
+        self._decode.forward(query, output, layer, forward_batch)
+        return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def support_triton(self) -> bool:
         """Whether SGLang may use its Triton kernels beside this backend: not on a CPU."""

@@ -77,6 +77,12 @@ class VTensorKVPool(MHATokenToKVPool):
         layer = layer_id - self.start_layer
         return self.k_buffer[layer][start : start + tokens], self.v_buffer[layer][start : start + tokens]
 
+    def slots_view(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of all slots in a layer: `[slots, slot_tokens, kv_heads, head_dim]` each, no copy."""
+        layer = layer_id - self.start_layer
+        shape = (self.core.slots, self.core.slot_tokens)
+        return self.k_buffer[layer].unflatten(0, shape), self.v_buffer[layer].unflatten(0, shape)
+
 
 def as_vtensor_pool(pool: Any) -> VTensorKVPool:
     """RuntimeError unless SGLang really built its pool on virtual tensors."""

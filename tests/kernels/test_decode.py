@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode attention against float64: in Triton's interpreter without a GPU, compiled with one."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from reference import attend
+
+from vt_sglang.triton_kernels.decode import decode_attention
+from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPES = [torch.float16, torch.bfloat16] if CUDA else [torch.float16, torch.float32]
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-6}
+
+
+@dataclass
+class Case:
+    """A batch over an arena of token-major virtual tensors, with garbage wherever no request may look."""
+
+    lengths: list[int]
+    kv_heads: int = 2
+    group: int = 4
+    head_dim: int = 64
+    v_head_dim: int | None = None
+    dtype: torch.dtype = torch.float16
+    kv_dtype: torch.dtype | None = None
+    slot_tokens: int = 700
+    options: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(sum(self.lengths) + self.head_dim)
+        batch, heads = len(self.lengths), self.kv_heads * self.group
+        v_dim = self.v_head_dim or self.head_dim
+        self.q = torch.randn(batch, heads, self.head_dim, generator=generator).to(self.dtype)
+        # [slots][tokens][two layers][K, V]: the kernel gets the second layer.
+        width = self.kv_heads * (self.head_dim + v_dim)
+        arena = torch.full((batch + 2, self.slot_tokens, 2, width), float("nan"), dtype=self.kv_dtype or self.dtype)
+        self.slots = torch.randperm(batch + 2, generator=generator)[:batch]
+        for slot, length in zip(self.slots, self.lengths, strict=True):
+            arena[slot, :length, 1] = torch.randn(length, width, generator=generator).to(arena.dtype)
+        layer = arena.to(DEVICE)[:, :, 1]
+        split = self.kv_heads * self.head_dim
+        self.k = layer[..., :split].unflatten(-1, (self.kv_heads, self.head_dim))
+        self.v = layer[..., split:].unflatten(-1, (self.kv_heads, v_dim))
+        self.out = torch.full((batch, heads, v_dim), float("nan"), dtype=self.dtype, device=DEVICE)
+
+    def run(self, *, workers: int = 5, window: int = -1, tile: int = 16) -> None:
+        plan = DecodePlan(
+            max_batch=len(self.lengths) + 3,
+            kv_heads=self.kv_heads,
+            group=self.group,
+            v_head_dim=self.v.shape[-1],
+            multiprocessors=workers * self.kv_heads,
+            device=DEVICE,
+            window=window,
+            config=DecodeConfig(tile=tile, programs_per_multiprocessor=1),
+        )
+        plan.partial.fill_(float("nan"))
+        plan.partial_lse.fill_(float("nan"))
+        lengths = torch.tensor(self.lengths, device=DEVICE)
+        plan.update(lengths)
+        slots, scaling = self.slots.to(DEVICE), self.head_dim**-0.5
+        options = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in self.options.items()}
+        decode_attention(
+            self.q.to(DEVICE), self.k, self.v, self.out, slots, lengths, plan, scaling=scaling, **options
+        )
+        for row, (slot, length) in enumerate(zip(self.slots, self.lengths, strict=True)):
+            if length == 0:
+                assert self.out[row].isnan().all()
+                continue
+            expected = attend(
+                self.q[row : row + 1],
+                self.k[slot, :length].cpu().float() * self.options.get("k_scale", 1.0),
+                self.v[slot, :length].cpu().float() * self.options.get("v_scale", 1.0),
+                scaling=scaling,
+                window=window,
+                logit_cap=self.options.get("logit_cap", 0.0),
+                sinks=self.options.get("sinks"),
+            )[0]
+            bound = TOLERANCE[self.dtype] * max(1.0, expected.abs().max().item())
+            error = (self.out[row].cpu().double() - expected).abs().max().item()
+            assert error <= bound, f"request {row} of {length} tokens: {error} > {bound}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("workers", [1, 3, 40])
+def test_ragged_lengths(dtype: torch.dtype, workers: int) -> None:
+    """1 to past several tiles, at tile borders, with idle requests between: whole, cut once, cut into many."""
+    Case([1, 15, 0, 16, 17, 300, 0, 31, 32, 33, 130, 2], dtype=dtype).run(workers=workers)
+
+
+@pytest.mark.parametrize("length", [1, 16, 17, 255, 256, 257, 640])
+def test_one_request(length: int) -> None:
+    Case([length]).run(workers=7)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize(("kv_heads", "group"), [(4, 1), (2, 4), (1, 8), (3, 5), (1, 20)])
+def test_heads(head_dim: int, kv_heads: int, group: int) -> None:
+    Case([5, 90, 33], kv_heads=kv_heads, group=group, head_dim=head_dim).run()
+
+
+def test_values_of_another_width() -> None:
+    Case([5, 90, 33], head_dim=96, v_head_dim=64).run()
+
+
+@pytest.mark.parametrize("window", [0, 1, 15, 16, 40, 1000])
+@pytest.mark.parametrize("workers", [2, 11])
+def test_sliding_window(window: int, workers: int) -> None:
+    Case([1, 16, 17, 41, 300, 57]).run(window=window, workers=workers)
+
+
+def test_logit_cap() -> None:
+    Case([1, 40, 300], options={"logit_cap": 1.5}).run()
+
+
+@pytest.mark.parametrize("workers", [1, 11])
+def test_sinks(workers: int) -> None:
+    Case([1, 40, 300], options={"sinks": torch.linspace(-2, 3, 8)}).run(workers=workers)
+
+
+def test_float8_with_scales() -> None:
+    scales = {"k_scale": torch.tensor([0.5]), "v_scale": torch.tensor([2.0])}
+    Case([1, 40, 300], kv_dtype=torch.float8_e4m3fn, options=scales).run()
+
+
+def test_large_scores() -> None:
+    """The softmax of scores beyond the reach of float16's and float32's exponential."""
+    case = Case([1, 40, 300])
+    case.q *= 60
+    case.run()
+
+
+def test_a_plan_serves_smaller_batches() -> None:
+    """What an earlier, larger batch left in the plan does not show."""
+    plan = DecodePlan(
+        max_batch=8, kv_heads=2, group=4, v_head_dim=64, multiprocessors=6, device=DEVICE, config=DecodeConfig(tile=16)
+    )
+    plan.update(torch.tensor([100] * 8, device=DEVICE))
+    assert plan.tile_ends.tolist() == [7, 14, 21, 28, 35, 42, 49, 56]
+    plan.update(torch.tensor([1, 0, 17], device=DEVICE))
+    assert plan.tile_ends[:3].tolist() == [1, 1, 3]
+    assert plan.first_requests[:3].tolist() == [0, 2, 2]
