@@ -275,6 +275,10 @@ NB_MODULE(_core, m) {
       .def(
           "evict", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->evict(pages); }); }, "pages"_a)
       .def(
+          "evict_tokens",
+          [](PyCache& it, std::size_t tokens) { return unlocked([&] { return it->evict_tokens(tokens); }); },
+          "tokens"_a)
+      .def(
           "trim", [](PyCache& it, std::size_t keep) { return unlocked([&] { return it->trim(keep); }); }, "keep"_a = 0)
       .def(
           "make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },

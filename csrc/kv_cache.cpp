@@ -73,6 +73,13 @@ std::size_t KVCache::evict(std::size_t pages) {
   return evict_pages(pages);
 }
 
+std::size_t KVCache::evict_tokens(std::size_t tokens) {
+  const std::lock_guard guard(mutex_);
+  const std::size_t available = pool_.available();
+  const std::size_t wanted = geometry_.pages_for(geometry_.tokens_in(available) + tokens);
+  return wanted > available ? evict_pages(wanted - available) : 0;
+}
+
 std::size_t KVCache::evict_pages(std::size_t pages) {
   std::size_t tokens = 0;
   for (std::size_t freed = 0; freed < pages;) {

@@ -105,6 +105,8 @@ class KVCache {
 
   // Evicts until this many more pages can be taken than now, or nothing is left to evict. Returns tokens evicted.
   std::size_t evict(std::size_t pages);
+  // The same until this many more tokens are available.
+  std::size_t evict_tokens(std::size_t tokens);
   // Evicts, if need be, so that this many pages can be taken; false, and nothing evicted, if that cannot be.
   bool make_room(std::size_t pages);
   // Gives free pages back to the driver until this many are left; pages of slots in flight are passed over.

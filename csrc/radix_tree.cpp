@@ -241,7 +241,8 @@ void RadixTree::prefetch_evictions(const Node* leaf) const {
   for (std::size_t offset = 0; offset < sizeof(Node); offset += 64)
     __builtin_prefetch(reinterpret_cast<const char*>(third) + offset, 1);
   __builtin_prefetch(second->pages.data());
-  __builtin_prefetch(second->tokens.begin(), 1);
+  __builtin_prefetch(second->tokens.begin() - 4, 1);
+  __builtin_prefetch(second->tokens.begin() + second->tokens.size(), 1);  // freeing it looks at its neighbour
   __builtin_prefetch(second->parent->children.place_of(second->first), 1);
   for (const PageId page : first->pages) pool_.prefetch(page);
 }

@@ -14,10 +14,9 @@ def _has_driver() -> bool:
 
 
 if not _has_driver():
-    # Triton reads the variable when it is imported and when a kernel is. It is taken back at once, so that servers which
-    # tests start run as users start them.
+    # Triton reads the variable when it is imported and when a kernel is. It is taken back at once, so that servers
+    # which tests start run as users start them.
     os.environ["TRITON_INTERPRET"] = "1"
-    import triton.experimental.gluon.language
 
     import vt_sglang.triton_kernels.decode  # noqa: F401
 

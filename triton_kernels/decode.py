@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decode attention over contiguous KV: one query token a request against the request's own range of memory.
 
-    out = sum_j p_j v_j / sum_j p_j,   p_j = exp(s_j - max s),   s_j = cap(scaling * q . k_j),   j visible to the last token
+    out = sum_j p_j v_j / sum_j p_j,   p_j = exp(s_j - max s),   s_j = cap(scaling * q . k_j)
 
-with cap(x) = logit_cap * tanh(x / logit_cap), or x where no cap is set; a sink adds exp(sink - max s) to the denominator
-(arXiv 2309.17453). A token's K is found at `base + slot * slot_stride + position * token_stride`.
+over the tokens j that the last one sees, with cap(x) = logit_cap * tanh(x / logit_cap), or x where no cap is set. A
+sink adds exp(sink - max s) to the denominator (arXiv 2309.17453). A token's K is found at
+`base + slot * slot_stride + position * token_stride`.
 
 Split over the tokens: each worker (tiles.py) keeps a running maximum and sum (online softmax, arXiv 1805.02867). Where
 its run holds a request whole, it writes the output; else a partial result, which merge.py combines

@@ -3,8 +3,8 @@
 
     out = sum_i 2^(lse_i - lse) out_i,   lse = log2 sum_i 2^lse_i
 
-over the parts i, with lse_i the base-2 logarithm of a part's softmax denominator (arXiv 2205.14135, section 3.1). A sink
-adds its exponential to the denominator here, once a request.
+over the parts i, with lse_i the base-2 logarithm of a part's softmax denominator (arXiv 2205.14135, section 3.1). A
+sink adds its exponential to the denominator here, once a request.
 """
 
 import triton

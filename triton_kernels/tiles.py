@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How decode attention is cut into equal work.
 
-A request's visible tokens are cut into tiles of `TILE` tokens, at multiples of `TILE` from its first token. The tiles of
-all requests of a batch, one after the other, are dealt to `workers` in runs of equal length: worker w has the tiles
+A request's visible tokens are cut into tiles of `TILE` tokens, at multiples of `TILE` from its first token. The tiles
+of all requests of a batch, one after the other, are dealt to `workers` in runs of equal length: worker w has the tiles
 [w * total / workers, (w + 1) * total / workers). A worker may so begin and end inside requests, and a request may span
 many workers, whatever the lengths: no worker waits for a long request (the "stream-K" decomposition, arXiv 2301.03598).
 """
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-
 
 # Of a multiprocessor's shared memory, what one of two programs may take.
 _SHARED_BYTES = 100 * 2**10

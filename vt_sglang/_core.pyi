@@ -182,6 +182,9 @@ class KVCache:
     def evict(self, pages: int) -> int:
         """Evict, least recently used first, until `pages` pages became free or nothing is left. Returns tokens."""
 
+    def evict_tokens(self, tokens: int) -> int:
+        """The same until `tokens` tokens more are available, in whole pages."""
+
     def trim(self, keep: int = 0) -> int:
         """Give free pages back to the driver until `keep` are left. Returns how many were."""
 

@@ -125,6 +125,25 @@ def test_evicting_stops_when_enough_is_free(cache: KVCache) -> None:
     assert cache.evict(0) == 0
 
 
+@pytest.mark.parametrize("wanted", [0, 1, 5, 30, 10_000])
+def test_evicting_tokens_makes_them_available(make_cache: MakeCache, geometry: Geometry, wanted: int) -> None:
+    """As many as were asked for, in whole pages, and not a leaf more; or all there is."""
+    cache = make_cache(geometry.token_bytes, budget_pages=64)
+    for letter in "abcdefgh":
+        run(cache, ids(letter * geometry.tokens_past(1)))
+    before, evictable = cache.available_tokens(), cache.evictable_tokens()
+    target = before + min(wanted, evictable)
+    leaves = 0
+    twin = make_cache(geometry.token_bytes, budget_pages=64)
+    for letter in "abcdefgh":
+        run(twin, ids(letter * geometry.tokens_past(1)))
+    while twin.available_tokens() < target:
+        twin.evict(1)
+        leaves += 1
+    assert cache.evict_tokens(wanted) == leaves * geometry.tokens_past(1)
+    assert cache.available_tokens() == twin.available_tokens()
+
+
 def test_shared_pages_become_free_with_their_last_holder(cache: KVCache) -> None:
     """A leaf whose page its parent holds too frees nothing, and more is evicted until a page is free."""
     run(cache, ids("ab"))

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 from reference import attend
-
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
 
@@ -64,9 +63,7 @@ class Case:
         plan.update(lengths)
         slots, scaling = self.slots.to(DEVICE), self.head_dim**-0.5
         options = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in self.options.items()}
-        decode_attention(
-            self.q.to(DEVICE), self.k, self.v, self.out, slots, lengths, plan, scaling=scaling, **options
-        )
+        decode_attention(self.q.to(DEVICE), self.k, self.v, self.out, slots, lengths, plan, scaling=scaling, **options)
         for row, (slot, length) in enumerate(zip(self.slots, self.lengths, strict=True)):
             if length == 0:
                 assert self.out[row].isnan().all()

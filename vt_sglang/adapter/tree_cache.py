@@ -115,10 +115,7 @@ class VTensorCache(BasePrefixCache):
     def evict(self, params: EvictParams) -> EvictResult:
         """Evict until `num_tokens` more tokens are available, as far as that goes."""
         start = time.perf_counter()
-        wanted = self.core.available_tokens() + params.num_tokens
-        evicted = 0
-        while (missing := wanted - self.core.available_tokens()) > 0 and self.core.evictable_tokens() > 0:
-            evicted += self.core.evict(-(-missing * self.core.token_bytes // self.core.page_bytes))
+        evicted = self.core.evict_tokens(params.num_tokens)
         self.update_eviction_metrics(evicted, start)
         return EvictResult(num_tokens_evicted=evicted)
 
