@@ -33,6 +33,12 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+
+
 def facts() -> dict[str, Any]:
     """Date, command, versions and machine of this run."""
     processor = "unknown"
@@ -45,7 +51,7 @@ def facts() -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("vt-sglang", "sglang", "torch", "triton", "numpy")},
-        "machine": {"processor": processor, "system": platform.platform()},
+        "machine": {"processor": processor, "system": platform.platform(), "gpu": _gpu()},
     }
 
 

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep a report of `vt-sglang chat` as a result: all but the single requests, and without this machine's paths.
+
+python bench/keep_chat.py report/chat.json bench/results/chat.json
+"""
+
+import argparse
+import json
+from pathlib import Path, PurePath
+from typing import Any
+
+
+def kept(report: dict[str, Any]) -> dict[str, Any]:
+    """What of a report says what was run, where, and what came of it."""
+    command, *arguments = report["command_line"].split(" ")
+    short = [PurePath(it).name if it.startswith("/") else it for it in arguments]
+    report["command_line"] = " ".join([PurePath(command).name, *short])
+    for name in ("model_path", "dialogues"):
+        if isinstance(report["workload"].get(name), str):
+            report["workload"][name] = PurePath(report["workload"][name]).name
+    for server in report["servers"]:
+        server["command"] = [PurePath(it).name if "/" in it else it for it in server["command"]]
+        del server["requests"]
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("result", type=Path)
+    arguments = parser.parse_args()
+    arguments.result.write_text(json.dumps(kept(json.loads(arguments.report.read_text())), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

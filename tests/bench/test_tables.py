@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the documents say was measured is what bench/results holds."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _check(root: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(root / "bench/tables.py"), "--check"], capture_output=True, text=True, check=False
+    )
+
+
+def test_tables_are_those_of_the_results() -> None:
+    done = _check(ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_figure_is_found(tmp_path: Path) -> None:
+    for name in ("bench/tables.py", "docs/performance.md", *map(str, (ROOT / "bench/results").glob("*.json"))):
+        source = ROOT / name
+        copy = tmp_path / source.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(source.read_bytes())
+    assert _check(tmp_path).returncode == 0
+    document = tmp_path / "docs/performance.md"
+    document.write_text(document.read_text().replace("| prompt tokens | ", "| prompt tokens | 1"))
+    done = _check(tmp_path)
+    assert done.returncode == 1
+    assert "bench/tables.py" in done.stderr
+
+
+def test_results_name_their_command_and_no_path_of_a_machine() -> None:
+    for path in (ROOT / "bench/results").glob("*.json"):
+        text = path.read_text()
+        assert '"command' in text, path
+        assert '"date"' in text, path
+        assert '"/' not in text, path
