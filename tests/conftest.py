@@ -18,6 +18,9 @@ if not _has_driver():
     # which tests start run as users start them.
     os.environ["TRITON_INTERPRET"] = "1"
 
+    # The interpreter imports Gluon, which wants the variable too.
+    import triton.experimental.gluon.language  # noqa: F401
+
     import vt_sglang.triton_kernels.decode  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]
