@@ -127,13 +127,19 @@ def _fa3(shape: DecodeShape, paged: Paged, q: torch.Tensor, lengths: torch.Tenso
 
 
 def _triton(
-    shape: DecodeShape, tensors: VirtualTensors, q: torch.Tensor, lengths: torch.Tensor, config: DecodeConfig
+    shape: DecodeShape,
+    tensors: VirtualTensors,
+    q: torch.Tensor,
+    lengths: torch.Tensor,
+    config: DecodeConfig | None = None,
 ) -> Callable[[int], torch.Tensor]:
     plan = DecodePlan(
         max_batch=len(shape.lengths),
         kv_heads=shape.kv_heads,
         group=shape.heads // shape.kv_heads,
+        head_dim=HEAD_DIM,
         v_head_dim=HEAD_DIM,
+        itemsize=2,
         multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count,
         device="cuda",
         config=config,
@@ -153,10 +159,14 @@ def _configs() -> list[DecodeConfig]:
     swept = itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4, 6), (1, 2, 3, 4))
     fitting = []
     for tile, warps, stages, programs in swept:
-        shared = tile * HEAD_DIM * 4 * stages
-        if shared * programs <= 220 * 2**10 and shared * programs >= 64 * 2**10 and warps * programs >= 4:
+        shared = tile * HEAD_DIM * 4 * stages * programs
+        if 64 * 2**10 <= shared <= 220 * 2**10 and warps * programs >= 4:
             fitting.append(DecodeConfig(tile, warps, stages, programs))
     return fitting
+
+
+def _error(output: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((output.float() - expected).abs().max() / expected.abs().max()).item()
 
 
 def decode(sweep: bool) -> list[dict[str, Any]]:
@@ -174,19 +184,20 @@ def decode(sweep: bool) -> list[dict[str, Any]]:
             run = _fa3(shape, Paged(shape, tensors, page), q, lengths)
             outputs[page] = run(0).float()
             row[f"fa3_page{page}_us"] = graph_seconds(_calls(run)) * 1e6
-        default = DecodeConfig.of(HEAD_DIM, HEAD_DIM, 2)
-        run = _triton(shape, tensors, q, lengths, default)
-        error = (run(0).float() - outputs[1]).abs().max() / outputs[1].abs().max()
+        run = _triton(shape, tensors, q, lengths)
+        error = _error(run(0), outputs[1])
         assert error < 2e-2, f"{shape.name}: kernels disagree by {error}"
         row["triton_us"] = graph_seconds(_calls(run)) * 1e6
         if sweep:
-            swept = [
-                (graph_seconds(_calls(_triton(shape, tensors, q, lengths, config)), 7) * 1e6, config)
-                for config in _configs()
-            ]
+            swept = []
+            for config in _configs():
+                run = _triton(shape, tensors, q, lengths, config)
+                error = _error(run(0), outputs[1])
+                assert error < 2e-2, f"{shape.name}: {config}: kernels disagree by {error}"
+                swept.append((graph_seconds(_calls(run), 7) * 1e6, config))
             swept.sort(key=lambda it: it[0])
             row["sweep"] = [{"us": us} | asdict(config) for us, config in swept]
-            for us, config in swept[:4]:
+            for us, config in swept[:5]:
                 print(f"  {shape.name}: {us:.1f} us {config}", flush=True)
         best = min(row["fa3_page1_us"], row["fa3_page64_us"])
         row["ratio"] = best / row["triton_us"]

@@ -20,7 +20,6 @@ if not _has_driver():
 
     # The interpreter imports Gluon, which wants the variable too.
     import triton.experimental.gluon.language  # noqa: F401
-
     import vt_sglang.triton_kernels.decode  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]

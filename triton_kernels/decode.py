@@ -15,10 +15,14 @@ its run holds a request whole, it writes the output; else a partial result, whic
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from .merge import merge_kernel
 from .numerics import LOG2E, tanh
 from .tiles import DecodePlan, first_visible, run_start, workers_used
+
+# Parts of a request that the merge reads at a time.
+MERGED_PARTS = 64
 
 
 @triton.jit
@@ -27,8 +31,8 @@ def decode_kernel(
     k,  # [slots, slot_tokens, kv_heads, head_dim]
     v,  # [slots, slot_tokens, kv_heads, v_head_dim]
     out,  # [batch, heads, v_head_dim], written
-    partial,  # [kv_heads, workers, 2, group, v_head_dim] float32, written: outputs over one part of a request
-    partial_lse,  # [kv_heads, workers, 2, group] float32, written: log2 of their denominators
+    partial,  # [workers, 2, heads, v_head_dim] float32, written: outputs over one part of a request
+    partial_lse,  # [workers, 2, heads] float32, written: log2 of their denominators
     slots,  # [batch]
     lengths,  # [batch]
     tile_ends,  # [batch]
@@ -57,14 +61,16 @@ def decode_kernel(
     BLOCK_GROUP: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_V_DIM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a KV head and worker. The programs of a worker's heads run side by side: they read the same tokens'
     neighbouring heads, so that memory sees runs of a token's whole K."""
     kv_head = tl.program_id(0)
     worker = tl.program_id(1)
-    workers = tl.num_programs(1)
+    if PDL:
+        gdc_launch_dependents()
     total = tl.load(tile_ends + batch - 1)
-    used = workers_used(total, workers)
+    used = workers_used(total, tl.num_programs(1))
     if worker >= used:
         return
     tile = run_start(worker, total, used)
@@ -74,7 +80,7 @@ def decode_kernel(
     rows = tl.arange(0, BLOCK_GROUP)
     dims = tl.arange(0, BLOCK_DIM)
     v_dims = tl.arange(0, BLOCK_V_DIM)
-    columns = tl.arange(0, TILE)
+    tokens = tl.arange(0, TILE)
     row_mask = rows < GROUP
     heads = kv_head * GROUP + rows
     scale = scaling
@@ -83,6 +89,8 @@ def decode_kernel(
     v_factor = 1.0
     if v_scale is not None:
         v_factor = tl.load(v_scale)
+    k_offsets = tokens[None, :] * k_token_stride + dims[:, None]
+    v_offsets = tokens[:, None] * v_token_stride + v_dims[None, :]
 
     while tile < end:
         request_end = tl.load(tile_ends + request)
@@ -106,9 +114,9 @@ def decode_kernel(
         sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
         for index in range(first, last):
             position = index * TILE
-            valid = position + columns < length
+            valid = position + tokens < length
             keys = tl.load(
-                k_base + position.to(tl.int64) * k_token_stride + columns[None, :] * k_token_stride + dims[:, None],
+                k_base + position.to(tl.int64) * k_token_stride + k_offsets,
                 mask=valid[None, :] & (dims[:, None] < HEAD_DIM),
                 other=0.0,
             )
@@ -118,7 +126,7 @@ def decode_kernel(
             scores *= LOG2E
             visible = valid
             if WINDOW >= 0:
-                visible &= position + columns >= seen
+                visible &= position + tokens >= seen
             scores = tl.where(visible[None, :], scores, float("-inf"))
             # Each tile holds a visible token, so the maximum is finite from the first one on.
             new_top = tl.maximum(top, tl.max(scores, 1))
@@ -126,7 +134,7 @@ def decode_kernel(
             fade = tl.exp2(top - new_top)
             denominator = denominator * fade + tl.sum(weights, 1)
             values = tl.load(
-                v_base + position.to(tl.int64) * v_token_stride + columns[:, None] * v_token_stride + v_dims[None, :],
+                v_base + position.to(tl.int64) * v_token_stride + v_offsets,
                 mask=valid[:, None] & (v_dims[None, :] < V_HEAD_DIM),
                 other=0.0,
             )
@@ -147,8 +155,7 @@ def decode_kernel(
             )
         else:
             # A run has at most two parts of requests: one that began before it, and one that goes on after it.
-            part = (kv_head * workers + worker) * 2 + tl.where(tile > request_start, 0, 1)
-            at = part * GROUP + rows
+            at = (worker * 2 + tl.where(tile > request_start, 0, 1)) * (tl.num_programs(0) * GROUP) + heads
             tl.store(partial_lse + at, top + tl.log2(denominator), mask=row_mask)
             tl.store(
                 partial + at[:, None] * V_HEAD_DIM + v_dims[None, :],
@@ -194,9 +201,10 @@ def decode_attention(
     """
     batch, heads, head_dim = q.shape
     kv_heads, v_head_dim = v.shape[2:]
-    group = heads // kv_heads
-    config = plan.config
-    decode_kernel[(kv_heads, plan.workers)](
+    config = plan.config(batch)
+    # The merge is set up while the decode kernel still runs (programmatic dependent launch).
+    pdl = {"launch_pdl": True} if plan.overlap_merge else {}
+    decode_kernel[(kv_heads, plan.workers(batch))](
         q,
         k,
         v,
@@ -218,15 +226,16 @@ def decode_attention(
         out.stride(0),
         out.stride(1),
         scaling,
-        GROUP=group,
+        GROUP=heads // kv_heads,
         HEAD_DIM=head_dim,
         V_HEAD_DIM=v_head_dim,
         LOGIT_CAP=logit_cap,
         WINDOW=plan.window,
         TILE=config.tile,
-        BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
+        BLOCK_GROUP=max(16, triton.next_power_of_2(heads // kv_heads)),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
+        PDL=plan.overlap_merge,
         num_warps=config.warps,
         num_stages=config.stages,
     )
@@ -236,12 +245,13 @@ def decode_attention(
         out,
         plan.tile_ends,
         sinks,
-        plan.workers,
+        plan.workers(batch),
         out.stride(0),
         out.stride(1),
-        GROUP=group,
         V_HEAD_DIM=v_head_dim,
-        BLOCK_PARTS=16,
+        BLOCK_PARTS=MERGED_PARTS,
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
+        PDL=plan.overlap_merge,
         num_warps=4,
+        **pdl,
     )

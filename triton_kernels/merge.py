@@ -9,6 +9,7 @@ sink adds its exponential to the denominator here, once a request.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from .numerics import LOG2E
 from .tiles import worker_of, workers_used
@@ -16,18 +17,18 @@ from .tiles import worker_of, workers_used
 
 @triton.jit
 def merge_kernel(
-    partial,  # [kv_heads, workers, 2, group, v_head_dim] float32
-    partial_lse,  # [kv_heads, workers, 2, group] float32
+    partial,  # [workers, 2, heads, v_head_dim] float32
+    partial_lse,  # [workers, 2, heads] float32
     out,  # [batch, heads, v_head_dim], written where a request was cut
     tile_ends,  # [batch]
     sinks,  # [heads] or None
     workers,
     out_batch_stride,
     out_head_stride,
-    GROUP: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_V_DIM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a request and query head."""
     request = tl.program_id(0)
@@ -42,9 +43,10 @@ def merge_kernel(
     last = worker_of(end - 1, total, used)
     if first == last:
         return
+    if PDL:
+        gdc_wait()  # for the decode kernel's results
     v_dims = tl.arange(0, BLOCK_V_DIM)
     mask = v_dims < V_HEAD_DIM
-    kv_head = head // GROUP
     top = tl.full([], float("-inf"), tl.float32)
     denominator = tl.zeros([], tl.float32)
     if sinks is not None:
@@ -53,7 +55,7 @@ def merge_kernel(
     sums = tl.zeros([BLOCK_V_DIM], tl.float32)
     for block in range(first, last + 1, BLOCK_PARTS):
         worker = block + tl.arange(0, BLOCK_PARTS)
-        part = ((kv_head * workers + worker) * 2 + tl.where(worker == first, 1, 0)) * GROUP + head % GROUP
+        part = (worker * 2 + tl.where(worker == first, 1, 0)) * tl.num_programs(1) + head
         lse = tl.load(partial_lse + part, mask=worker <= last, other=float("-inf"))
         new_top = tl.maximum(top, tl.max(lse, 0))
         weights = tl.exp2(lse - new_top)

@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-# Of a multiprocessor's shared memory, what one of two programs may take.
-_SHARED_BYTES = 100 * 2**10
+# Of a multiprocessor's shared memory, what its programs may take for tiles.
+_SHARED_BYTES = 200 * 2**10
 
 
 @triton.jit
@@ -69,21 +69,27 @@ def plan_kernel(
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How the decode kernel is compiled."""
+    """How the decode kernel is compiled and launched."""
 
-    tile: int = 64
+    tile: int
     """Tokens a step."""
-    warps: int = 4
-    stages: int = 3
+    warps: int
+    stages: int
     """Tiles on their way from memory."""
-    programs_per_multiprocessor: int = 2
+    programs_per_multiprocessor: int
 
     @staticmethod
-    def of(head_dim: int, v_head_dim: int, itemsize: int) -> "DecodeConfig":
-        """The configuration for heads of these sizes: as many tiles on their way as two programs have memory for."""
-        width = triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)
-        tile = 64 if width * itemsize <= 1024 else 32
-        return DecodeConfig(tile=tile, stages=max(2, min(4, _SHARED_BYTES // (tile * width * itemsize))))
+    def of(token_bytes: int, sequences: int) -> "DecodeConfig":
+        """What was measured to be fastest (docs/performance.md).
+
+        Args:
+            token_bytes: of K and V of one token and KV head, each padded to a power of two.
+            sequences: requests times KV heads. Few are cut into many parts, and fewer programs mean fewer of them.
+        """
+        programs, most_stages = (1, 4) if sequences <= 256 else (2, 3)
+        room = _SHARED_BYTES // programs // token_bytes  # tokens
+        tile = 64 if room >= 128 else 32
+        return DecodeConfig(tile, 4, max(2, min(most_stages, room // tile)), programs)
 
 
 class DecodePlan:
@@ -93,9 +99,11 @@ class DecodePlan:
     Args:
         max_batch: most requests of a batch.
         kv_heads, group: KV heads, and query heads for each.
-        v_head_dim: elements of a head of V and of the output.
+        head_dim, v_head_dim: elements of a head of K, and of V and the output.
+        itemsize: bytes of an element of K and V.
         multiprocessors: of the device.
         window: tokens that a query sees before its own; negative: all.
+        config: in place of the measured choice.
     """
 
     def __init__(
@@ -104,20 +112,34 @@ class DecodePlan:
         max_batch: int,
         kv_heads: int,
         group: int,
+        head_dim: int,
         v_head_dim: int,
+        itemsize: int,
         multiprocessors: int,
         device: torch.device | str,
         window: int = -1,
-        config: DecodeConfig = DecodeConfig(),
+        config: DecodeConfig | None = None,
     ) -> None:
-        self.config = config
         self.window = window
-        self.workers = max(1, multiprocessors * config.programs_per_multiprocessor // kv_heads)
+        self.overlap_merge = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+        self._kv_heads = kv_heads
+        self._multiprocessors = multiprocessors
+        self._token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
+        self._config = config
+        most = max(self.workers(1), self.workers(max_batch))
         self.tile_ends = torch.zeros(max_batch, dtype=torch.int32, device=device)
-        self.first_requests = torch.zeros(self.workers, dtype=torch.int32, device=device)
-        parts = (kv_heads, self.workers, 2, group)
+        self.first_requests = torch.zeros(most, dtype=torch.int32, device=device)
+        parts = (most, 2, kv_heads * group)
         self.partial = torch.empty((*parts, v_head_dim), dtype=torch.float32, device=device)
         self.partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
+
+    def config(self, batch: int) -> DecodeConfig:
+        """How the kernel is launched for so many requests."""
+        return self._config or DecodeConfig.of(self._token_bytes, batch * self._kv_heads)
+
+    def workers(self, batch: int) -> int:
+        """Among how many workers the tiles of so many requests are dealt, for each KV head."""
+        return max(1, self._multiprocessors * self.config(batch).programs_per_multiprocessor // self._kv_heads)
 
     def update(self, lengths: torch.Tensor) -> None:
         """Cut the work anew.
@@ -126,12 +148,12 @@ class DecodePlan:
             lengths: [batch] int32 or int64, each request's tokens, on the device; 0: nothing to do.
         """
         batch = lengths.shape[0]
-        plan_kernel[(self.workers,)](
+        plan_kernel[(self.workers(batch),)](
             lengths,
             self.tile_ends,
             self.first_requests,
             batch,
-            TILE=self.config.tile,
+            TILE=self.config(batch).tile,
             WINDOW=self.window,
             BLOCK_BATCH=triton.next_power_of_2(batch),
         )

@@ -46,16 +46,18 @@ class Case:
         self.v = layer[..., split:].unflatten(-1, (self.kv_heads, v_dim))
         self.out = torch.full((batch, heads, v_dim), float("nan"), dtype=self.dtype, device=DEVICE)
 
-    def run(self, *, workers: int = 5, window: int = -1, tile: int = 16) -> None:
+    def run(self, *, workers: int = 5, window: int = -1, tile: int | None = 16) -> None:
         plan = DecodePlan(
             max_batch=len(self.lengths) + 3,
             kv_heads=self.kv_heads,
             group=self.group,
+            head_dim=self.head_dim,
             v_head_dim=self.v.shape[-1],
+            itemsize=self.k.element_size(),
             multiprocessors=workers * self.kv_heads,
             device=DEVICE,
             window=window,
-            config=DecodeConfig(tile=tile, programs_per_multiprocessor=1),
+            config=None if tile is None else DecodeConfig(tile, 4, 2, 1),
         )
         plan.partial.fill_(float("nan"))
         plan.partial_lse.fill_(float("nan"))
@@ -100,6 +102,14 @@ def test_heads(head_dim: int, kv_heads: int, group: int) -> None:
     Case([5, 90, 33], kv_heads=kv_heads, group=group, head_dim=head_dim).run()
 
 
+@pytest.mark.parametrize("head_dim", [64, 256])
+@pytest.mark.parametrize("batch", [1, 140])
+def test_the_configurations_that_are_chosen(head_dim: int, batch: int) -> None:
+    """Of few and of many sequences, with small and large heads; many parts of one request."""
+    lengths = [690, *range(1, batch)]
+    Case(lengths, head_dim=head_dim).run(workers=9, tile=None)
+
+
 def test_values_of_another_width() -> None:
     Case([5, 90, 33], head_dim=96, v_head_dim=64).run()
 
@@ -134,7 +144,15 @@ def test_large_scores() -> None:
 def test_a_plan_serves_smaller_batches() -> None:
     """What an earlier, larger batch left in the plan does not show."""
     plan = DecodePlan(
-        max_batch=8, kv_heads=2, group=4, v_head_dim=64, multiprocessors=6, device=DEVICE, config=DecodeConfig(tile=16)
+        max_batch=8,
+        kv_heads=2,
+        group=4,
+        head_dim=64,
+        v_head_dim=64,
+        itemsize=2,
+        multiprocessors=12,
+        device=DEVICE,
+        config=DecodeConfig(16, 4, 2, 1),
     )
     plan.update(torch.tensor([100] * 8, device=DEVICE))
     assert plan.tile_ends.tolist() == [7, 14, 21, 28, 35, 42, 49, 56]

@@ -8,7 +8,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
+from vt_sglang.triton_kernels.tiles import DecodePlan
 
 
 class TritonDecode:
@@ -30,11 +30,12 @@ class TritonDecode:
                     max_batch=pool.core.slots,
                     kv_heads=kv_heads,
                     group=group,
+                    head_dim=layer.qk_head_dim,
                     v_head_dim=v_head_dim,
+                    itemsize=pool.store_dtype.itemsize,
                     multiprocessors=torch.cuda.get_device_properties(device).multi_processor_count,
                     device=device,
                     window=window,
-                    config=DecodeConfig.of(layer.qk_head_dim, v_head_dim, pool.store_dtype.itemsize),
                 )
 
     def prepare(self, forward_batch: Any) -> None:
