@@ -1,231 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The project's attention kernels beside FlashAttention-3, on one GPU, in one run.
+"""The project's attention kernels beside FlashAttention-3 and SGLang's Triton kernels, on one GPU, in one run.
 
-    python bench/kernels.py decode [--sweep] [--json bench/results/decode.json]
+    python bench/kernels.py {decode,prefill} [--sweep] [--json bench/results/decode.json]
 
-The project's kernels read token-major virtual tensors `[slot][token][layer][K, V][kv head][head dim]`; FlashAttention-3
-reads layers of their own through a page table over scattered pages, of 1 token as SGLang runs it and of 64. Every time
-is the median of CUDA-graph replays that go through several layers, so that the L2 cache stays cold. The floor is the
-KV's bytes at the rate of a plain read of contiguous memory, measured in the same run.
+The project's kernels read token-major virtual tensors `[slot][token][layer][K, V][kv head][head dim]`; the others read
+layers of their own through a table over scattered pages, of 1 token as SGLang runs them, and more. Every time is the
+median of CUDA-graph replays that go through several layers, so that the L2 cache stays cold.
 """
 
 import argparse
-import itertools
-import random
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
+import attention_decode
+import attention_prefill
 from common import write_json
-from gpu_timing import graph_seconds, read_ceiling
 from rich.console import Console
-from rich.table import Table
-from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
-from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
 
-HEAD_DIM = 128
-LAYERS = 32
-# Layers that a measurement goes through; the L2 cache holds 50 MB.
-ROTATED = 4
-ARENA_BYTES = 64 * 2**30
-
-
-@dataclass(frozen=True)
-class DecodeShape:
-    """A batch of requests with one new token each."""
-
-    name: str
-    lengths: tuple[int, ...]
-    heads: int = 32
-    kv_heads: int = 8
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of K and V that one layer's attention has to read."""
-        return sum(self.lengths) * self.kv_heads * HEAD_DIM * 2 * 2
-
-
-def _decode_shapes() -> list[DecodeShape]:
-    ragged = tuple(random.Random(1).randint(100, 30_000) for _ in range(128))
-    lengths = [(1, 32_768), (8, 8_192), (32, 4_096), (64, 8_192), (256, 1_024)]
-    shapes = []
-    for heads, kv_heads in ((32, 8), (8, 1)):
-        suffix = "" if kv_heads == 8 else ", 8 heads on 1"
-        shapes += [DecodeShape(f"{b} x {n:,}{suffix}", (n,) * b, heads, kv_heads) for b, n in lengths]
-        shapes.append(DecodeShape(f"128 ragged{suffix}", ragged, heads, kv_heads))
-    return shapes
-
-
-class VirtualTensors:
-    """An arena as the plug-in lays it out, as a tensor."""
-
-    def __init__(self, shape: DecodeShape) -> None:
-        slots, tokens = len(shape.lengths), max(shape.lengths)
-        layer_bytes = slots * tokens * shape.kv_heads * HEAD_DIM * 2 * 2
-        self.layers = max(ROTATED, min(LAYERS, ARENA_BYTES // layer_bytes))
-        self.data = torch.empty(
-            slots, tokens, self.layers, 2, shape.kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda"
-        )
-        for slot in self.data:
-            slot.normal_()
-        self.slots = torch.randperm(slots, device="cuda")
-
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V: [slots, tokens, kv_heads, head_dim]."""
-        index = index * (self.layers // ROTATED)
-        return self.data[:, :, index, 0], self.data[:, :, index, 1]
-
-
-class Paged:
-    """The same KV in pages, scattered, a buffer a layer."""
-
-    def __init__(self, shape: DecodeShape, tensors: VirtualTensors, page: int) -> None:
-        per_request = -(-max(shape.lengths) // page)
-        needed = [-(-length // page) for length in shape.lengths]
-        order = torch.randperm(sum(needed), device="cuda", dtype=torch.int32)
-        self.table = torch.zeros(len(needed), per_request, dtype=torch.int32, device="cuda")
-        for row, pages in zip(self.table, order.split(needed), strict=True):
-            row[: len(pages)] = pages
-        self.buffers = []
-        for index in range(ROTATED):
-            pair = []
-            for source in tensors.layer(index):
-                buffer = torch.zeros(len(order) * page, shape.kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-                for row, (slot, length) in enumerate(zip(tensors.slots, shape.lengths, strict=True)):
-                    position = torch.arange(length, device="cuda")
-                    at = self.table[row][position // page].long() * page + position % page
-                    buffer[at] = source[slot, :length]
-                pair.append(buffer.view(-1, page, shape.kv_heads, HEAD_DIM))
-            self.buffers.append(pair)
-
-
-def _calls(run: Callable[[int], object]) -> list[Callable[[], object]]:
-    return [lambda index=index: run(index) for index in range(ROTATED)]
-
-
-def _fa3(shape: DecodeShape, paged: Paged, q: torch.Tensor, lengths: torch.Tensor) -> Callable[[int], torch.Tensor]:
-    cu_seqlens = torch.arange(len(shape.lengths) + 1, dtype=torch.int32, device="cuda")
-
-    def run(index: int) -> torch.Tensor:
-        k, v = paged.buffers[index]
-        return flash_attn_with_kvcache(
-            q,
-            k,
-            v,
-            cache_seqlens=lengths,
-            page_table=paged.table,
-            cu_seqlens_q=cu_seqlens,
-            max_seqlen_q=1,
-            softmax_scale=HEAD_DIM**-0.5,
-            causal=True,
-        )
-
-    return run
-
-
-def _triton(
-    shape: DecodeShape,
-    tensors: VirtualTensors,
-    q: torch.Tensor,
-    lengths: torch.Tensor,
-    config: DecodeConfig | None = None,
-) -> Callable[[int], torch.Tensor]:
-    plan = DecodePlan(
-        max_batch=len(shape.lengths),
-        kv_heads=shape.kv_heads,
-        group=shape.heads // shape.kv_heads,
-        head_dim=HEAD_DIM,
-        v_head_dim=HEAD_DIM,
-        itemsize=2,
-        multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count,
-        device="cuda",
-        config=config,
-    )
-    plan.update(lengths)
-    out = torch.full_like(q, float("nan"))
-
-    def run(index: int) -> torch.Tensor:
-        k, v = tensors.layer(index)
-        decode_attention(q, k, v, out, tensors.slots, lengths, plan, scaling=HEAD_DIM**-0.5)
-        return out
-
-    return run
-
-
-def _configs() -> list[DecodeConfig]:
-    swept = itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4, 6), (1, 2, 3, 4))
-    fitting = []
-    for tile, warps, stages, programs in swept:
-        shared = tile * HEAD_DIM * 4 * stages * programs
-        if 64 * 2**10 <= shared <= 220 * 2**10 and warps * programs >= 4:
-            fitting.append(DecodeConfig(tile, warps, stages, programs))
-    return fitting
-
-
-def _error(output: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((output.float() - expected).abs().max() / expected.abs().max()).item()
-
-
-def decode(sweep: bool) -> list[dict[str, Any]]:
-    """Measure all decode shapes."""
-    ceiling = read_ceiling()
-    print(f"read ceiling: {ceiling / 1e12:.2f} TB/s")
-    rows = []
-    for shape in _decode_shapes():
-        tensors = VirtualTensors(shape)
-        lengths = torch.tensor(shape.lengths, dtype=torch.int32, device="cuda")
-        q = torch.randn(len(shape.lengths), shape.heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        row: dict[str, Any] = {"shape": shape.name, "floor_us": shape.bytes / ceiling * 1e6}
-        outputs = {}
-        for page in (1, 64):
-            run = _fa3(shape, Paged(shape, tensors, page), q, lengths)
-            outputs[page] = run(0).float()
-            row[f"fa3_page{page}_us"] = graph_seconds(_calls(run)) * 1e6
-        run = _triton(shape, tensors, q, lengths)
-        error = _error(run(0), outputs[1])
-        assert error < 2e-2, f"{shape.name}: kernels disagree by {error}"
-        row["triton_us"] = graph_seconds(_calls(run)) * 1e6
-        if sweep:
-            swept = []
-            for config in _configs():
-                run = _triton(shape, tensors, q, lengths, config)
-                error = _error(run(0), outputs[1])
-                assert error < 2e-2, f"{shape.name}: {config}: kernels disagree by {error}"
-                swept.append((graph_seconds(_calls(run), 7) * 1e6, config))
-            swept.sort(key=lambda it: it[0])
-            row["sweep"] = [{"us": us} | asdict(config) for us, config in swept]
-            for us, config in swept[:5]:
-                print(f"  {shape.name}: {us:.1f} us {config}", flush=True)
-        best = min(row["fa3_page1_us"], row["fa3_page64_us"])
-        row["ratio"] = best / row["triton_us"]
-        rows.append(row)
-        print(f"{shape.name}: FA3 {best:.1f}, Triton {row['triton_us']:.1f}, floor {row['floor_us']:.1f}", flush=True)
-        del tensors, run
-        torch.cuda.empty_cache()
-    return rows
+_OPERATIONS = {"decode": attention_decode, "prefill": attention_prefill}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operation", choices=["decode"])
+    parser.add_argument("operation", choices=sorted(_OPERATIONS))
     parser.add_argument("--sweep", action="store_true", help="try many configurations of the project's kernel")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = decode(arguments.sweep)
-    table = Table("decode, us", "FA3 page 1", "FA3 page 64", "Triton", "best FA3 / Triton", "floor", "of floor")
-    for row in rows:
-        numbers = [row["fa3_page1_us"], row["fa3_page64_us"], row["triton_us"]]
-        table.add_row(
-            row["shape"],
-            *(f"{number:,.1f}" for number in numbers),
-            f"{row['ratio']:.3f}",
-            f"{row['floor_us']:,.1f}",
-            f"{row['floor_us'] / row['triton_us']:.0%}",
-        )
-    Console(width=110).print(table)
+    operation = _OPERATIONS[arguments.operation]
+    rows = operation.measure(arguments.sweep)
+    Console(width=130).print(operation.table(rows))
     if arguments.json:
         write_json(arguments.json, rows)
 

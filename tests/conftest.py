@@ -2,7 +2,9 @@
 """Without a GPU, the Triton kernels run in Triton's interpreter."""
 
 import ctypes
+import importlib
 import os
+from pathlib import Path
 
 
 def _has_driver() -> bool:
@@ -17,9 +19,7 @@ if not _has_driver():
     # Triton reads the variable when it is imported and when a kernel is. It is taken back at once, so that servers
     # which tests start run as users start them.
     os.environ["TRITON_INTERPRET"] = "1"
-
-    # The interpreter imports Gluon, which wants the variable too.
-    import triton.experimental.gluon.language  # noqa: F401
-    import vt_sglang.triton_kernels.decode  # noqa: F401
-
+    importlib.import_module("triton.experimental.gluon.language")  # the interpreter imports it
+    for kernel in (Path(__file__).parent.parent / "triton_kernels").glob("*.py"):
+        importlib.import_module(f"vt_sglang.triton_kernels.{kernel.stem}")
     del os.environ["TRITON_INTERPRET"]

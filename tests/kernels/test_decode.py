@@ -5,19 +5,15 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from arena import DEVICE, DTYPES, Arena, assert_close
 from reference import attend
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-DTYPES = [torch.float16, torch.bfloat16] if CUDA else [torch.float16, torch.float32]
-TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-6}
-
 
 @dataclass
 class Case:
-    """A batch over an arena of token-major virtual tensors, with garbage wherever no request may look."""
+    """A batch of requests with one new token each."""
 
     lengths: list[int]
     kv_heads: int = 2
@@ -26,7 +22,6 @@ class Case:
     v_head_dim: int | None = None
     dtype: torch.dtype = torch.float16
     kv_dtype: torch.dtype | None = None
-    slot_tokens: int = 700
     options: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -34,16 +29,14 @@ class Case:
         batch, heads = len(self.lengths), self.kv_heads * self.group
         v_dim = self.v_head_dim or self.head_dim
         self.q = torch.randn(batch, heads, self.head_dim, generator=generator).to(self.dtype)
-        # [slots][tokens][two layers][K, V]: the kernel gets the second layer.
-        width = self.kv_heads * (self.head_dim + v_dim)
-        arena = torch.full((batch + 2, self.slot_tokens, 2, width), float("nan"), dtype=self.kv_dtype or self.dtype)
-        self.slots = torch.randperm(batch + 2, generator=generator)[:batch]
-        for slot, length in zip(self.slots, self.lengths, strict=True):
-            arena[slot, :length, 1] = torch.randn(length, width, generator=generator).to(arena.dtype)
-        layer = arena.to(DEVICE)[:, :, 1]
-        split = self.kv_heads * self.head_dim
-        self.k = layer[..., :split].unflatten(-1, (self.kv_heads, self.head_dim))
-        self.v = layer[..., split:].unflatten(-1, (self.kv_heads, v_dim))
+        self.arena = Arena(
+            self.lengths,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            v_head_dim=v_dim,
+            dtype=self.kv_dtype or self.dtype,
+            generator=generator,
+        )
         self.out = torch.full((batch, heads, v_dim), float("nan"), dtype=self.dtype, device=DEVICE)
 
     def run(self, *, workers: int = 5, window: int = -1, tile: int | None = 16) -> None:
@@ -52,8 +45,8 @@ class Case:
             kv_heads=self.kv_heads,
             group=self.group,
             head_dim=self.head_dim,
-            v_head_dim=self.v.shape[-1],
-            itemsize=self.k.element_size(),
+            v_head_dim=self.arena.v.shape[-1],
+            itemsize=self.arena.k.element_size(),
             multiprocessors=workers * self.kv_heads,
             device=DEVICE,
             window=window,
@@ -63,25 +56,26 @@ class Case:
         plan.partial_lse.fill_(float("nan"))
         lengths = torch.tensor(self.lengths, device=DEVICE)
         plan.update(lengths)
-        slots, scaling = self.slots.to(DEVICE), self.head_dim**-0.5
+        slots, scaling = self.arena.slots.to(DEVICE), self.head_dim**-0.5
         options = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in self.options.items()}
-        decode_attention(self.q.to(DEVICE), self.k, self.v, self.out, slots, lengths, plan, scaling=scaling, **options)
-        for row, (slot, length) in enumerate(zip(self.slots, self.lengths, strict=True)):
+        decode_attention(
+            self.q.to(DEVICE), self.arena.k, self.arena.v, self.out, slots, lengths, plan, scaling=scaling, **options
+        )
+        for row, length in enumerate(self.lengths):
             if length == 0:
                 assert self.out[row].isnan().all()
                 continue
+            keys, values = self.arena.request(row, length)
             expected = attend(
                 self.q[row : row + 1],
-                self.k[slot, :length].cpu().float() * self.options.get("k_scale", 1.0),
-                self.v[slot, :length].cpu().float() * self.options.get("v_scale", 1.0),
+                keys * self.options.get("k_scale", 1.0),
+                values * self.options.get("v_scale", 1.0),
                 scaling=scaling,
                 window=window,
                 logit_cap=self.options.get("logit_cap", 0.0),
                 sinks=self.options.get("sinks"),
             )[0]
-            bound = TOLERANCE[self.dtype] * max(1.0, expected.abs().max().item())
-            error = (self.out[row].cpu().double() - expected).abs().max().item()
-            assert error <= bound, f"request {row} of {length} tokens: {error} > {bound}"
+            assert_close(self.out[row], expected, self.dtype, f"request {row} of {length} tokens")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode: one new token a request. The floor is the KV's bytes at the rate of a plain read, in the same run."""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from gpu_timing import graph_seconds, read_ceiling
+from kv_layouts import HEAD_DIM, Paged, VirtualTensors, relative_error, rotated
+from rich.table import Table
+from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
+from vt_sglang.triton_kernels.decode import decode_attention
+from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """A batch of requests with one new token each."""
+
+    name: str
+    lengths: tuple[int, ...]
+    heads: int = 32
+    kv_heads: int = 8
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of K and V that one layer's attention has to read."""
+        return sum(self.lengths) * self.kv_heads * HEAD_DIM * 2 * 2
+
+
+def _decode_shapes() -> list[DecodeShape]:
+    ragged = tuple(random.Random(1).randint(100, 30_000) for _ in range(128))
+    lengths = [(1, 32_768), (8, 8_192), (32, 4_096), (64, 8_192), (256, 1_024)]
+    shapes = []
+    for heads, kv_heads in ((32, 8), (8, 1)):
+        suffix = "" if kv_heads == 8 else ", 8 heads on 1"
+        shapes += [DecodeShape(f"{b} x {n:,}{suffix}", (n,) * b, heads, kv_heads) for b, n in lengths]
+        shapes.append(DecodeShape(f"128 ragged{suffix}", ragged, heads, kv_heads))
+    return shapes
+
+
+def _fa3(shape: DecodeShape, paged: Paged, q: torch.Tensor, lengths: torch.Tensor) -> Callable[[int], torch.Tensor]:
+    cu_seqlens = torch.arange(len(shape.lengths) + 1, dtype=torch.int32, device="cuda")
+
+    def run(index: int) -> torch.Tensor:
+        k, v = paged.buffers[index]
+        return flash_attn_with_kvcache(
+            q,
+            k,
+            v,
+            cache_seqlens=lengths,
+            page_table=paged.table,
+            cu_seqlens_q=cu_seqlens,
+            max_seqlen_q=1,
+            softmax_scale=HEAD_DIM**-0.5,
+            causal=True,
+        )
+
+    return run
+
+
+def _triton(
+    shape: DecodeShape,
+    tensors: VirtualTensors,
+    q: torch.Tensor,
+    lengths: torch.Tensor,
+    config: DecodeConfig | None = None,
+) -> Callable[[int], torch.Tensor]:
+    plan = DecodePlan(
+        max_batch=len(shape.lengths),
+        kv_heads=shape.kv_heads,
+        group=shape.heads // shape.kv_heads,
+        head_dim=HEAD_DIM,
+        v_head_dim=HEAD_DIM,
+        itemsize=2,
+        multiprocessors=torch.cuda.get_device_properties(0).multi_processor_count,
+        device="cuda",
+        config=config,
+    )
+    plan.update(lengths)
+    out = torch.full_like(q, float("nan"))
+
+    def run(index: int) -> torch.Tensor:
+        k, v = tensors.layer(index)
+        decode_attention(q, k, v, out, tensors.slots, lengths, plan, scaling=HEAD_DIM**-0.5)
+        return out
+
+    return run
+
+
+def _configs() -> list[DecodeConfig]:
+    swept = itertools.product((32, 64, 128), (2, 4, 8), (2, 3, 4, 6), (1, 2, 3, 4))
+    fitting = []
+    for tile, warps, stages, programs in swept:
+        shared = tile * HEAD_DIM * 4 * stages * programs
+        if 64 * 2**10 <= shared <= 220 * 2**10 and warps * programs >= 4:
+            fitting.append(DecodeConfig(tile, warps, stages, programs))
+    return fitting
+
+
+def measure(sweep: bool) -> list[dict[str, Any]]:
+    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's kernel beside."""
+    ceiling = read_ceiling()
+    print(f"read ceiling: {ceiling / 1e12:.2f} TB/s")
+    rows = []
+    for shape in _decode_shapes():
+        tensors = VirtualTensors(shape.lengths, shape.kv_heads)
+        lengths = torch.tensor(shape.lengths, dtype=torch.int32, device="cuda")
+        q = torch.randn(len(shape.lengths), shape.heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        row: dict[str, Any] = {"shape": shape.name, "floor_us": shape.bytes / ceiling * 1e6}
+        outputs = {}
+        for page in (1, 64):
+            run = _fa3(shape, Paged(shape.lengths, tensors, page), q, lengths)
+            outputs[page] = run(0)
+            row[f"fa3_page{page}_us"] = graph_seconds(rotated(run)) * 1e6
+        run = _triton(shape, tensors, q, lengths)
+        error = relative_error(run(0), outputs[1])
+        assert error < 2e-2, f"{shape.name}: kernels disagree by {error}"
+        row["triton_us"] = graph_seconds(rotated(run)) * 1e6
+        if sweep:
+            swept = []
+            for config in _configs():
+                run = _triton(shape, tensors, q, lengths, config)
+                error = relative_error(run(0), outputs[1])
+                assert error < 2e-2, f"{shape.name}: {config}: kernels disagree by {error}"
+                swept.append((graph_seconds(rotated(run), 7) * 1e6, config))
+            swept.sort(key=lambda it: it[0])
+            row["sweep"] = [{"us": us} | asdict(config) for us, config in swept]
+            for us, config in swept[:5]:
+                print(f"  {shape.name}: {us:.1f} us {config}", flush=True)
+        best = min(row["fa3_page1_us"], row["fa3_page64_us"])
+        row["ratio"] = best / row["triton_us"]
+        rows.append(row)
+        print(f"{shape.name}: FA3 {best:.1f}, Triton {row['triton_us']:.1f}, floor {row['floor_us']:.1f}", flush=True)
+        del tensors, run
+        torch.cuda.empty_cache()
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The rows for a terminal."""
+    shown = Table("decode, us", "FA3 page 1", "FA3 page 64", "Triton", "best FA3 / Triton", "floor", "of floor")
+    for row in rows:
+        numbers = [row["fa3_page1_us"], row["fa3_page64_us"], row["triton_us"]]
+        shown.add_row(
+            row["shape"],
+            *(f"{number:,.1f}" for number in numbers),
+            f"{row['ratio']:.3f}",
+            f"{row['floor_us']:,.1f}",
+            f"{row['floor_us'] / row['triton_us']:.0%}",
+        )
+    return shown

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefix-prefill: several new tokens a request behind a prefix."""
+
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from gpu_timing import graph_seconds
+from kv_layouts import HEAD_DIM, Paged, VirtualTensors, relative_error, rotated
+from rich.table import Table
+from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
+from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
+from vt_sglang.triton_kernels.prefill import PrefillConfig, PrefillPlan, prefill_attention
+
+Run = Callable[[int], torch.Tensor]
+
+_SIDES = ("fa3_page1", "sglang_triton", "fa3_contiguous", "triton")
+
+
+@dataclass(frozen=True)
+class PrefillShape:
+    """A batch of requests of (prefix, new) tokens."""
+
+    name: str
+    requests: tuple[tuple[int, int], ...]
+    heads: int = 32
+    kv_heads: int = 8
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each request."""
+        return [prefix + new for prefix, new in self.requests]
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the two products, for what is visible."""
+        pairs = sum(new * prefix + new * (new + 1) // 2 for prefix, new in self.requests)
+        return 4 * self.heads * HEAD_DIM * pairs
+
+
+def _shapes() -> list[PrefillShape]:
+    draw = random.Random(1)
+    ragged = tuple((draw.randint(512, 1536), draw.randint(1, 128)) for _ in range(64))
+    plain = [(1, 0, 8192), (1, 32_768, 512), (1, 131_072, 2048), (4, 8192, 1024), (16, 4096, 128)]
+    shapes = []
+    for heads, kv_heads in ((32, 8), (8, 1)):
+        suffix = "" if kv_heads == 8 else ", 8 heads on 1"
+        shapes += [
+            PrefillShape(f"{batch}: {prefix:,} + {new:,}{suffix}", ((prefix, new),) * batch, heads, kv_heads)
+            for batch, prefix, new in plain
+        ]
+        shapes.append(PrefillShape(f"64: about 1,024 + 64{suffix}", ragged, heads, kv_heads))
+    return shapes
+
+
+class Batch:
+    """What every side gets: queries, and where they begin."""
+
+    def __init__(self, shape: PrefillShape) -> None:
+        new = torch.tensor([new for _, new in shape.requests])
+        self.query_starts = torch.zeros(len(new) + 1, dtype=torch.int32, device="cuda")
+        self.query_starts[1:] = new.cumsum(0)
+        self.tokens = int(new.sum())
+        self.longest = int(new.max())
+        self.lengths = torch.tensor(shape.lengths, dtype=torch.int32, device="cuda")
+        self.q = torch.randn(self.tokens, shape.heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        self.tensors = VirtualTensors(shape.lengths, shape.kv_heads)
+
+
+def _fa3(batch: Batch, layer: Callable[[int], tuple[torch.Tensor, torch.Tensor]], **where: torch.Tensor) -> Run:
+    def run(index: int) -> torch.Tensor:
+        k, v = layer(index)
+        return flash_attn_with_kvcache(
+            batch.q,
+            k,
+            v,
+            cache_seqlens=batch.lengths,
+            cu_seqlens_q=batch.query_starts,
+            max_seqlen_q=batch.longest,
+            softmax_scale=HEAD_DIM**-0.5,
+            causal=True,
+            **where,
+        )
+
+    return run
+
+
+def _sglang_triton(shape: PrefillShape, batch: Batch, paged: Paged) -> Run:
+    """SGLang's extend kernel: the prefix by an index of token slots, the new tokens from where they were computed."""
+    prefixes = [prefix for prefix, _ in shape.requests]
+    starts = torch.zeros(len(prefixes) + 1, dtype=torch.int32, device="cuda")
+    starts[1:] = torch.tensor(prefixes).cumsum(0)
+    pairs = list(zip(paged.table, prefixes, strict=True))
+    indices = torch.cat([row[:prefix] for row, prefix in pairs]).long()
+    own = torch.cat([row[prefix:length] for (row, prefix), length in zip(pairs, shape.lengths, strict=True)]).long()
+    new = [tuple(side.squeeze(1)[own] for side in pair) for pair in paged.buffers]
+    out = torch.full_like(batch.q, float("nan"))
+
+    def run(index: int) -> torch.Tensor:
+        k, v = paged.buffers[index]
+        extend_attention_fwd(
+            batch.q,
+            *new[index],
+            out,
+            k.squeeze(1),
+            v.squeeze(1),
+            batch.query_starts,
+            starts,
+            indices,
+            None,
+            True,
+            None,
+            batch.longest,
+            1.0,
+            1.0,
+            HEAD_DIM**-0.5,
+        )
+        return out
+
+    return run
+
+
+def _triton(shape: PrefillShape, batch: Batch, config: PrefillConfig | None = None) -> Run:
+    plan = PrefillPlan(
+        group=shape.heads // shape.kv_heads,
+        head_dim=HEAD_DIM,
+        v_head_dim=HEAD_DIM,
+        itemsize=2,
+        device="cuda",
+        config=config,
+    )
+    plan.update(batch.query_starts, batch.tokens)
+    out = torch.full_like(batch.q, float("nan"))
+
+    def run(index: int) -> torch.Tensor:
+        k, v = batch.tensors.layer(index)
+        prefill_attention(
+            batch.q,
+            k,
+            v,
+            out,
+            batch.tensors.slots,
+            batch.lengths,
+            batch.query_starts,
+            plan,
+            scaling=HEAD_DIM**-0.5,
+        )
+        return out
+
+    return run
+
+
+def _configs() -> list[PrefillConfig]:
+    return [
+        PrefillConfig(rows, tile, warps, stages)
+        for rows, tile, warps, stages in itertools.product((64, 128), (64, 128), (4, 8), (2, 3, 4))
+        if (rows + 2 * tile * stages) * HEAD_DIM * 2 <= 227 * 2**10 and (warps == 8 or rows == 64)
+    ]
+
+
+def measure(sweep: bool) -> list[dict[str, Any]]:
+    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's kernel beside."""
+    rows = []
+    for shape in _shapes():
+        batch = Batch(shape)
+        row: dict[str, Any] = {"shape": shape.name, "gigaflop": shape.flops / 1e9}
+        scattered = Paged(shape.lengths, batch.tensors, 1)
+        sides = {
+            "fa3_page1": _fa3(batch, scattered.buffers.__getitem__, page_table=scattered.table),
+            "sglang_triton": _sglang_triton(shape, batch, scattered),
+            "fa3_contiguous": _fa3(batch, batch.tensors.layer, cache_batch_idx=batch.tensors.slots.int()),
+            "triton": _triton(shape, batch),
+        }
+        expected = sides["fa3_page1"](0).clone()
+        for name, run in sides.items():
+            error = relative_error(run(0), expected)
+            assert error < 2e-2, f"{shape.name}: {name} disagrees with FlashAttention-3 by {error}"
+            row[f"{name}_us"] = graph_seconds(rotated(run)) * 1e6
+        if sweep:
+            swept = []
+            for config in _configs():
+                run = _triton(shape, batch, config)
+                error = relative_error(run(0), expected)
+                assert error < 2e-2, f"{shape.name}: {config} disagrees by {error}"
+                swept.append((graph_seconds(rotated(run), 7) * 1e6, config))
+            swept.sort(key=lambda it: it[0])
+            row["sweep"] = [{"us": us} | asdict(config) for us, config in swept]
+            for us, config in swept[:4]:
+                print(f"  {shape.name}: {us:.1f} us {config}", flush=True)
+        rows.append(row)
+        print({name: round(value, 1) for name, value in row.items() if name.endswith("_us")}, shape.name, flush=True)
+        del batch, scattered, sides, run
+        torch.cuda.empty_cache()
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """The rows for a terminal: TFLOP/s, and what is gained over FlashAttention-3 with pages of one token."""
+    shown = Table(
+        "prefill, TFLOP/s", "FA3 page 1", "SGLang Triton", "FA3 contiguous", "over page 1", "Triton", "over page 1",
+        "over SGLang's",
+    )  # fmt: skip
+    for row in rows:
+        # gigaflop / microseconds = petaflop/s
+        rate = {name: 1e3 * row["gigaflop"] / row[f"{name}_us"] for name in _SIDES}
+        shown.add_row(
+            row["shape"],
+            f"{rate['fa3_page1']:.0f}",
+            f"{rate['sglang_triton']:.0f}",
+            f"{rate['fa3_contiguous']:.0f}",
+            f"{row['fa3_page1_us'] / row['fa3_contiguous_us']:.3f}",
+            f"{rate['triton']:.0f}",
+            f"{row['fa3_page1_us'] / row['triton_us']:.3f}",
+            f"{row['sglang_triton_us'] / row['triton_us']:.2f}",
+        )
+    return shown

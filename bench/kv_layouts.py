@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same KV as the plug-in lays it out, and as stock SGLang does."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+HEAD_DIM = 128
+LAYERS = 32
+# Layers that a measurement goes through; the L2 cache holds 50 MB.
+ROTATED = 4
+ARENA_BYTES = 64 * 2**30
+
+
+class VirtualTensors:
+    """An arena, token-major, as a tensor.
+
+    Args:
+        lengths: tokens of each request.
+        kv_heads: of the model.
+    """
+
+    def __init__(self, lengths: Sequence[int], kv_heads: int) -> None:
+        slots, tokens = len(lengths), max(lengths)
+        layer_bytes = slots * tokens * kv_heads * HEAD_DIM * 2 * 2
+        layers = max(ROTATED, min(LAYERS, ARENA_BYTES // layer_bytes))
+        self._step = layers // ROTATED
+        self._data = torch.empty(slots, tokens, layers, 2, kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        for slot in self._data:
+            slot.normal_()
+        self.slots = torch.randperm(slots, device="cuda")
+
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V: [slots, tokens, kv_heads, head_dim]."""
+        return self._data[:, :, index * self._step, 0], self._data[:, :, index * self._step, 1]
+
+
+class Paged:
+    """The same KV in pages of `page` tokens, scattered, a buffer a layer."""
+
+    def __init__(self, lengths: Sequence[int], tensors: VirtualTensors, page: int) -> None:
+        needed = [-(-length // page) for length in lengths]
+        order = torch.randperm(sum(needed), device="cuda", dtype=torch.int32)
+        self.table = torch.zeros(len(needed), max(needed), dtype=torch.int32, device="cuda")
+        for row, pages in zip(self.table, order.split(needed), strict=True):
+            row[: len(pages)] = pages
+        self.buffers = []
+        for index in range(ROTATED):
+            pair = []
+            for source in tensors.layer(index):
+                heads = source.shape[2:]
+                buffer = torch.zeros(len(order) * page, *heads, dtype=torch.bfloat16, device="cuda")
+                for row, (slot, length) in enumerate(zip(tensors.slots, lengths, strict=True)):
+                    position = torch.arange(length, device="cuda")
+                    at = self.table[row][position // page].long() * page + position % page
+                    buffer[at] = source[slot, :length]
+                pair.append(buffer.view(-1, page, *heads))
+            self.buffers.append(pair)
+
+
+def rotated(run: Callable[[int], object]) -> list[Callable[[], object]]:
+    """One call a layer."""
+    return [lambda index=index: run(index) for index in range(ROTATED)]
+
+
+def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest value."""
+    return ((output.float() - expected.float()).abs().max() / expected.float().abs().max()).item()
