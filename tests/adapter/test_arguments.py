@@ -3,6 +3,7 @@
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("VTENSOR_")]:
         monkeypatch.delenv(name)
     # What a flag sets is undone with the rest.
-    for name in ("VTENSOR_DRIVER", "VTENSOR_PAGE_BYTES", "VTENSOR_CHECK"):
-        monkeypatch.setenv(name, "auto" if name != "VTENSOR_CHECK" else "0")
+    for field in fields(VTensorConfig):
+        monkeypatch.setenv(f"VTENSOR_{field.name.upper()}", "0" if field.name == "check" else "auto")
 
 
 def _parse(model: Path, *arguments: str) -> Any:
@@ -56,8 +57,8 @@ def test_flags_are_in_help() -> None:
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
     shown = parser.format_help()
-    for flag in ("--vtensor-driver", "--vtensor-page-bytes", "--vtensor-check"):
-        assert flag in shown
+    for field in fields(VTensorConfig):
+        assert f"--vtensor-{field.name.replace('_', '-')} " in shown
 
 
 def test_flags_without_the_backend_are_refused(model: Path) -> None:
@@ -67,7 +68,10 @@ def test_flags_without_the_backend_are_refused(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "value", "says"),
-    [("--vtensor-page-bytes", "huge", "2MiB, 64KiB or 4096"), ("--vtensor-driver", "rocm", "auto, host, cuda")],
+    [
+        ("--vtensor-page-bytes", "huge", "2MiB, 64KiB or 4096"),
+        ("--vtensor-driver", "rocm", "auto, host, cuda"),
+    ],
 )
 def test_bad_values_say_what_is_good(
     model: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, says: str

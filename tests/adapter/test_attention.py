@@ -101,12 +101,13 @@ def test_nothing_is_gathered_or_copied(prefix: int, new: int) -> None:
 def test_layers_it_cannot_do_are_refused() -> None:
     from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
-    from vt_sglang.adapter.attention import refuse_layers
+    from vt_sglang.adapter.layers import refuse_layers
 
     def model(**options: Any) -> torch.nn.Module:
         return torch.nn.Sequential(RadixAttention(8, 16, 0.25, 2, layer_id=0, **options))
 
-    refuse_layers(model(sliding_window_size=128))
+    refuse_layers(model(sliding_window_size=128), caps_logits=False)
+    refuse_layers(model(logit_cap=30.0), caps_logits=True)
     for options, says in (
         ({"logit_cap": 30.0}, "logits capped at 30"),
         ({"attn_type": AttentionType.ENCODER_ONLY}, "bidirectional"),
@@ -114,4 +115,4 @@ def test_layers_it_cannot_do_are_refused() -> None:
         ({"use_irope": True}, "chunked"),
     ):
         with pytest.raises(ValueError, match=says):
-            refuse_layers(model(**options))
+            refuse_layers(model(**options), caps_logits=False)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from sglang.srt.utils.common import is_cpu
+
 from vt_sglang.adapter import refusals
 from vt_sglang.adapter.plugin import BACKEND
 from vt_sglang.config import VTensorConfig, parse_driver, parse_page_bytes
@@ -82,8 +84,10 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
     refusals.refuse_options(server_args)
     if server_args.attention_backend is None:
         server_args.attention_backend = BACKEND
-    # The kernels of this release are launched one by one.
-    server_args.disable_cuda_graph = True
+    if is_cpu():
+        server_args.disable_cuda_graph = True
+    elif server_args.cuda_graph_backend_prefill is None:
+        server_args.disable_prefill_cuda_graph = True
     has_model = server_args.model_path.lower() not in ("none", "dummy")
     try:
         original(server_args)
@@ -93,4 +97,5 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
             refusals.refuse_model(server_args.get_model_config())
         raise
     if has_model:
+        refusals.refuse_prefill_graph(server_args)
         refusals.refuse_model(server_args.get_model_config())

@@ -1,48 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention over contiguous KV: no gather, no index tensor, no copy of K or V.
-
-Decoding on a GPU is the project's Triton kernel (decode.py); all else is torch's scaled dot-product attention, one call
-a request:
+"""SGLang's attention backend `vtensor`, and what it is without a GPU: torch's scaled dot-product attention on each
+request's contiguous KV, one call a request. No gather, no index tensor, no copy of K or V.
 
     out_i = sum_{j <= i} softmax_j(scaling * q_i . k_j) v_j
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.utils.common import is_cpu
 from torch.nn.functional import scaled_dot_product_attention
 
 from vt_sglang.adapter.kv_pool import as_vtensor_pool
+from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
 from vt_sglang.adapter.plugin import BACKEND
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from vt_sglang.adapter.decode import TritonDecode
 
 # Elements of a mask that is made at a time; more queries are taken in blocks.
 _MASK_ELEMENTS = 2**22
 
 
-class VTensorAttention(AttentionBackend):
-    """SGLang's attention backend `vtensor`."""
+def create_attention(model_runner: Any) -> AttentionBackend:
+    """The backend for the device that SGLang runs on."""
+    if is_cpu():
+        return TorchAttention(model_runner)
+    from vt_sglang.adapter.gpu_attention import GpuAttention
+
+    return GpuAttention(model_runner)
+
+
+class TorchAttention(AttentionBackend):
+    """One call of torch's attention a request."""
 
     needs_cpu_seq_lens = True
 
     def __init__(self, model_runner: Any) -> None:
         super().__init__()
         self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
-        refuse_layers(model_runner.model)
-        self._decode: TritonDecode | None = None
-        if not is_cpu():
-            from vt_sglang.adapter.decode import TritonDecode
-
-            self._decode = TritonDecode(self.pool, model_runner.model)
+        refuse_layers(model_runner.model, caps_logits=False)
         self._slots: list[int] = []
         self._prefixes: list[int] = []
         self._lengths: list[int] = []
@@ -50,9 +47,6 @@ class VTensorAttention(AttentionBackend):
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """Read, once a forward, where each request's tokens are."""
         mode = forward_batch.forward_mode
-        if self._decode is not None and mode.is_decode_or_idle():
-            self._decode.prepare(forward_batch)
-            return
         self._slots = forward_batch.req_pool_indices.tolist()
         lengths = forward_batch.seq_lens_cpu
         self._lengths = (forward_batch.seq_lens if lengths is None else lengths).tolist()
@@ -80,7 +74,7 @@ class VTensorAttention(AttentionBackend):
         Returns:
             [tokens, heads * v_head_dim].
         """
-        _refuse_arguments(kwargs)
+        refuse_arguments(kwargs)
         return self._forward(q, k, v, layer, save_kv_cache)
 
     def forward_decode(
@@ -89,26 +83,17 @@ class VTensorAttention(AttentionBackend):
         k: torch.Tensor,
         v: torch.Tensor,
         layer: RadixAttention,
-        forward_batch: Any,
+        _forward_batch: Any,
         save_kv_cache: bool = True,
         **kwargs: Any,
     ) -> torch.Tensor:
         """As `forward_extend`, with one new token a request."""
-        _refuse_arguments(kwargs)
-        if self._decode is None:
-            return self._forward(q, k, v, layer, save_kv_cache)
-        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
-        if save_kv_cache and k is not None and v is not None:
-            keys, values = self.pool.get_kv_buffer(layer.layer_id)
-            keys[forward_batch.out_cache_loc] = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim)
-            values[forward_batch.out_cache_loc] = v.view(-1, layer.tp_v_head_num, layer.v_head_dim)
-        self._decode.forward(query, output, layer, forward_batch)
-        return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
+        refuse_arguments(kwargs)
+        return self._forward(q, k, v, layer, save_kv_cache)
 
     def support_triton(self) -> bool:
-        """Whether SGLang may use its Triton kernels beside this backend: not on a CPU."""
-        return not is_cpu()
+        """SGLang's Triton kernels have nothing to run on."""
+        return False
 
     def _forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, save_kv_cache: bool
@@ -178,28 +163,3 @@ def _attend(
 def support_triton(original: Callable[[str], bool], backend: str) -> bool:
     """AROUND `support_triton`: whether SGLang may use its Triton kernels beside an attention backend, by its name."""
     return not is_cpu() if backend == BACKEND else bool(original(backend))
-
-
-def refuse_layers(model: torch.nn.Module) -> None:
-    """ValueError that says what the model's attention layers need and this backend lacks."""
-    refused = set()
-    for layer in model.modules():
-        if not isinstance(layer, RadixAttention):
-            continue
-        if layer.logit_cap:
-            refused.add(f"logits capped at {layer.logit_cap}")
-        if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
-            refused.add("cross-attention or bidirectional attention")
-        if layer.use_irope:
-            refused.add("chunked attention")
-    if refused:
-        raise ValueError(
-            f"this model needs what the attention backend vtensor does not do: {', '.join(sorted(refused))}; "
-            "leave --radix-cache-backend vtensor out"
-        )
-
-
-def _refuse_arguments(arguments: dict[str, Any]) -> None:
-    wanted = sorted(name for name, value in arguments.items() if value is not None)
-    if wanted:
-        raise NotImplementedError(f"the attention backend vtensor does not take {', '.join(wanted)}")

@@ -13,7 +13,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.server_args import add_attention_backend_choices
 
 from vt_sglang.adapter import admission, allocation, arguments, forwards, pools, state
-from vt_sglang.adapter.attention import VTensorAttention, support_triton
+from vt_sglang.adapter.attention import create_attention, support_triton
 from vt_sglang.adapter.plugin import BACKEND
 from vt_sglang.adapter.tree_cache import build_tree_cache
 
@@ -46,7 +46,7 @@ _HOOKS: dict[str, tuple[HookType, Callable[..., Any]]] = {
 def register() -> None:
     """Register the backends and every hook; SGLang applies the hooks once all plug-ins are loaded."""
     register_radix_cache_backend(BACKEND, build_tree_cache)
-    register_attention_backend(BACKEND)(VTensorAttention)
+    register_attention_backend(BACKEND)(create_attention)
     add_attention_backend_choices([BACKEND])
     for target, (kind, hook) in _HOOKS.items():
         HookRegistry.register(target, hook, kind)

@@ -46,6 +46,9 @@ class VTensorKVPool(MHATokenToKVPool):
         layers = range(self.layout.layers)
         self.k_buffer = [self._view(self.layout.key_offset(i), self.layout.head_dim) for i in layers]
         self.v_buffer = [self._view(self.layout.value_offset(i), self.layout.v_head_dim) for i in layers]
+        slots = (self.core.slots, self.core.slot_tokens)
+        pairs = zip(self.k_buffer, self.v_buffer, strict=True)
+        self._slots_views = [(k.view(*slots, *k.shape[1:]), v.view(*slots, *v.shape[1:])) for k, v in pairs]
 
     def _view(self, offset: int, head_dim: int) -> torch.Tensor:
         shape = [self.core.slots * self.core.slot_tokens, self.layout.kv_heads, head_dim]
@@ -79,9 +82,8 @@ class VTensorKVPool(MHATokenToKVPool):
 
     def slots_view(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of all slots in a layer: `[slots, slot_tokens, kv_heads, head_dim]` each, no copy."""
-        layer = layer_id - self.start_layer
-        shape = (self.core.slots, self.core.slot_tokens)
-        return self.k_buffer[layer].unflatten(0, shape), self.v_buffer[layer].unflatten(0, shape)
+        keys, values = self._slots_views[layer_id - self.start_layer]
+        return keys, values
 
 
 def as_vtensor_pool(pool: Any) -> VTensorKVPool:

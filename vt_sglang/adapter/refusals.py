@@ -78,6 +78,13 @@ def refuse_options(server_args: Any) -> None:
     _refuse(refused)
 
 
+def refuse_prefill_graph(server_args: Any) -> None:
+    """ValueError if prefill is to be captured in CUDA graphs: capturing runs it on slots without memory."""
+    backend = server_args.cuda_graph_config.prefill.backend
+    if backend != "disabled":
+        _refuse([f"CUDA graphs for prefill ({backend}): leave --cuda-graph-backend-prefill out"])
+
+
 def refuse_model(model_config: Any) -> None:
     """ValueError that says what a model needs and virtual tensors cannot do."""
     from sglang.srt.configs.hybrid_arch import linear_attn_model_spec, mambaish_config

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attention backend over real virtual tensors on a GPU: prefill, decode, and decode replayed from a CUDA graph."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+HEADS, KV_HEADS, HEAD_DIM, LAYERS = 8, 2, 128, 2
+
+
+@pytest.fixture(params=[LAYERS, 64], ids=["1024 tokens a page", "32 tokens a page"])
+def backend(request: pytest.FixtureRequest) -> Any:
+    """Large tokens, so that the page after a request's last is within a tile and not mapped; and small ones."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    from vt_sglang._core import KVCache
+    from vt_sglang.adapter.gpu_attention import GpuAttention
+    from vt_sglang.adapter.kv_pool import VTensorKVPool
+    from vt_sglang.layout import KVLayout
+
+    layout = KVLayout(layers=request.param, kv_heads=KV_HEADS, head_dim=HEAD_DIM, v_head_dim=HEAD_DIM, itemsize=2)
+    core = KVCache(
+        driver="cuda", page_bytes=0, token_bytes=layout.token_bytes, slots=8, slot_tokens=9000, budget_pages=1000
+    )
+    core.set_stream(torch.cuda.current_stream().cuda_stream)
+    pool = VTensorKVPool(core, layout, dtype=torch.bfloat16, device="cuda", start_layer=0, end_layer=request.param - 1)
+    layers = [
+        RadixAttention(HEADS, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer_id=0),
+        RadixAttention(HEADS, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer_id=1, sliding_window_size=100),
+    ]
+    made = GpuAttention(SimpleNamespace(token_to_kv_pool=pool, model=torch.nn.ModuleList(layers)))
+    made.layers = layers
+    return made
+
+
+class Sequence:
+    """What a request's K and V must be, kept beside the arena."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.k = [torch.empty(0, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")] * LAYERS
+        self.v = list(self.k)
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        self.k[layer] = torch.cat([self.k[layer], k])
+        self.v[layer] = torch.cat([self.v[layer], v])
+
+    def expected(self, q: torch.Tensor, layer: int) -> torch.Tensor:
+        k, v = self.k[layer].double(), self.v[layer].double()
+        k, v = k.repeat_interleave(HEADS // KV_HEADS, 1), v.repeat_interleave(HEADS // KV_HEADS, 1)
+        scores = torch.einsum("qhd,khd->hqk", q.double(), k) * HEAD_DIM**-0.5
+        positions = torch.arange(len(k) - len(q), len(k), device="cuda")[:, None]
+        columns = torch.arange(len(k), device="cuda")[None, :]
+        hidden = columns > positions
+        if layer == 1:
+            hidden |= columns < positions - 100
+        return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v)
+
+
+def _random(tokens: int, heads: int) -> torch.Tensor:
+    return torch.randn(tokens, heads, HEAD_DIM, device="cuda").bfloat16()
+
+
+def _locations(backend: Any, sequences: list[Sequence], starts: list[int], ends: list[int]) -> torch.Tensor:
+    rows = backend.pool.core.slot_tokens
+    parts = [
+        torch.arange(it.slot * rows + start, it.slot * rows + end)
+        for it, start, end in zip(sequences, starts, ends, strict=True)
+    ]
+    return torch.cat(parts).cuda()
+
+
+def _batch(backend: Any, sequences: list[Sequence], starts: list[int], ends: list[int], *, decode: bool) -> Any:
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    new = [end - start for start, end in zip(starts, ends, strict=True)]
+    return SimpleNamespace(
+        forward_mode=ForwardMode.DECODE if decode else ForwardMode.EXTEND,
+        req_pool_indices=torch.tensor([it.slot for it in sequences], device="cuda"),
+        seq_lens=torch.tensor(ends, device="cuda"),
+        out_cache_loc=_locations(backend, sequences, starts, ends),
+        extend_seq_lens=torch.tensor(new, device="cuda"),
+        extend_seq_lens_cpu=new,
+    )
+
+
+def _check(output: torch.Tensor, sequences: list[Sequence], q: torch.Tensor, new: list[int], layer: int) -> None:
+    for it, part, rows in zip(sequences, q.split(new), output.view(-1, HEADS, HEAD_DIM).split(new), strict=True):
+        expected = it.expected(part, layer)
+        error = (rows.double() - expected).abs().max()
+        assert error <= 1.6e-2 * expected.abs().max().clamp(min=1.0), (it.slot, layer, error)
+
+
+def _run(backend: Any, sequences: list[Sequence], starts: list[int], ends: list[int], *, decode: bool) -> None:
+    new = [end - start for start, end in zip(starts, ends, strict=True)]
+    batch = _batch(backend, sequences, starts, ends, decode=decode)
+    backend.init_forward_metadata(batch)
+    for index, layer in enumerate(backend.layers):
+        q, k, v = _random(sum(new), HEADS), _random(sum(new), KV_HEADS), _random(sum(new), KV_HEADS)
+        for it, its_k, its_v in zip(sequences, k.split(new), v.split(new), strict=True):
+            it.extend(index, its_k, its_v)
+        forward = backend.forward_decode if decode else backend.forward_extend
+        output = forward(q.flatten(1), k.flatten(1), v.flatten(1), layer, batch)
+        _check(output, sequences, q, new, index)
+
+
+def test_chunks_and_decode(backend: Any) -> None:
+    """Prefill in chunks, with and without a prefix, then decode, in one ragged batch."""
+    core = backend.pool.core
+    lengths = [(3000, 3100, 3103), (1, 700, 703), (64, 65, 68)]
+    sequences = [Sequence(core.bind(None, 0, last)[0]) for *_, last in lengths]
+    _run(backend, sequences, [0, 0, 0], [it[0] for it in lengths], decode=False)
+    _run(backend, sequences, [it[0] for it in lengths], [it[1] for it in lengths], decode=False)
+    for step in range(3):
+        starts = [it[1] + step for it in lengths]
+        _run(backend, sequences, starts, [start + 1 for start in starts], decode=True)
+
+
+def test_decode_from_a_graph(backend: Any) -> None:
+    """Captured on the padding slot, replayed for requests and padded rows whose slots are not mapped."""
+    core = backend.pool.core
+    rows = 4
+    batch = _batch(backend, [Sequence(0)] * rows, [0] * rows, [1] * rows, decode=True)
+    batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
+    backend.init_cuda_graph_state(rows, rows)
+    layer = backend.layers[0]
+    q, k, v = _random(rows, HEADS), _random(rows, KV_HEADS), _random(rows, KV_HEADS)
+
+    def forward() -> torch.Tensor:
+        backend.init_forward_metadata_in_graph(batch)
+        return backend.forward_decode(q.flatten(1), k.flatten(1), v.flatten(1), layer, batch)
+
+    backend.init_forward_metadata_out_graph(batch, in_capture=True)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        forward()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = forward()
+
+    sequences = [Sequence(core.bind(None, 0, length)[0]) for length in (5000, 40)]
+    prefilled = [4990, 38]
+    _run(backend, sequences, [0, 0], prefilled, decode=False)
+    for step in range(2):
+        ends = [length + step + 1 for length in prefilled]
+        live = _batch(backend, sequences, [end - 1 for end in ends], ends, decode=True)
+        batch.req_pool_indices.fill_(7)  # a slot that was never bound
+        batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
+        batch.out_cache_loc.zero_()
+        batch.req_pool_indices[:2] = live.req_pool_indices
+        batch.seq_lens[:2] = live.seq_lens
+        batch.out_cache_loc[:2] = live.out_cache_loc
+        for tensor in (q, k, v):
+            tensor.copy_(torch.randn_like(tensor))
+        for it, row in zip(sequences, range(2), strict=True):
+            it.extend(0, k[row : row + 1].clone(), v[row : row + 1].clone())
+        graph.replay()
+        _check(output[:2], sequences, q[:2], [1, 1], 0)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Store new keys and values where their tokens are: cache[location_i] = new_i / scale, K and V in one launch."""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def store_kernel(
+    k,  # [tokens, kv_heads * head_dim]
+    v,  # [tokens, kv_heads * v_head_dim]
+    k_cache,  # [locations, kv_heads * head_dim], written
+    v_cache,  # [locations, kv_heads * v_head_dim], written
+    locations,  # [tokens] int32 or int64
+    k_scale,  # [1] float32 or None
+    v_scale,  # [1] float32 or None
+    k_stride,
+    v_stride,
+    k_cache_stride,
+    v_cache_stride,
+    K_WIDTH: tl.constexpr,
+    V_WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """One program a token."""
+    token = tl.program_id(0).to(tl.int64)
+    location = tl.load(locations + token).to(tl.int64)
+    columns = tl.arange(0, BLOCK_K)
+    key = tl.load(k + token * k_stride + columns, mask=columns < K_WIDTH)
+    if k_scale is not None:
+        key = key.to(tl.float32) / tl.load(k_scale)
+    tl.store(k_cache + location * k_cache_stride + columns, key.to(k_cache.dtype.element_ty), mask=columns < K_WIDTH)
+    columns = tl.arange(0, BLOCK_V)
+    value = tl.load(v + token * v_stride + columns, mask=columns < V_WIDTH)
+    if v_scale is not None:
+        value = value.to(tl.float32) / tl.load(v_scale)
+    tl.store(v_cache + location * v_cache_stride + columns, value.to(v_cache.dtype.element_ty), mask=columns < V_WIDTH)
+
+
+def store_kv(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    locations: torch.Tensor,
+    *,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+) -> None:
+    """Write new tokens into the cache, in its dtype.
+
+    Args:
+        k: [tokens, kv_heads, head_dim], each token's heads contiguous.
+        v: [tokens, kv_heads, v_head_dim], likewise.
+        k_cache: [locations, kv_heads, head_dim], each location's heads contiguous, any stride between locations.
+        v_cache: [locations, kv_heads, v_head_dim], likewise.
+        locations: [tokens] int32 or int64, where each goes.
+        k_scale, v_scale: [1] float32: what stored keys and values will be multiplied by when they are read.
+    """
+    if k.shape[0] == 0:
+        return
+    k_width, v_width = k.shape[1] * k.shape[2], v.shape[1] * v.shape[2]
+    store_kernel[(k.shape[0],)](
+        k,
+        v,
+        k_cache,
+        v_cache,
+        locations,
+        k_scale,
+        v_scale,
+        k.stride(0),
+        v.stride(0),
+        k_cache.stride(0),
+        v_cache.stride(0),
+        K_WIDTH=k_width,
+        V_WIDTH=v_width,
+        BLOCK_K=triton.next_power_of_2(k_width),
+        BLOCK_V=triton.next_power_of_2(v_width),
+        num_warps=max(1, min(4, k_width // 256)),
+    )

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's attention backend `vtensor` on a GPU: the project's Triton kernels.
+
+Nothing is gathered, and no index is read but the location where each new token is stored. Decoding may be captured in
+CUDA graphs: what it needs of a batch is computed by kernels, from buffers that the graph reads.
+"""
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.layers.radix_attention import RadixAttention
+
+from vt_sglang.adapter.decode import TritonDecode
+from vt_sglang.adapter.kv_pool import as_vtensor_pool
+from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
+from vt_sglang.adapter.prefill import TritonPrefill
+from vt_sglang.triton_kernels.store import store_kv
+
+
+class GpuAttention(AttentionBackend):
+    """Prefill and decode over the virtual tensors."""
+
+    needs_cpu_seq_lens = False
+
+    def __init__(self, model_runner: Any) -> None:
+        super().__init__()
+        self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
+        refuse_layers(model_runner.model, caps_logits=True)
+        self._prefill = TritonPrefill(self.pool, model_runner.model)
+        self._decode = TritonDecode(self.pool, model_runner.model)
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:  # noqa: ARG002
+        """What only the host can prepare. Nothing for decoding."""
+        if not forward_batch.forward_mode.is_decode_or_idle():
+            self._prefill.prepare(forward_batch)
+
+    def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
+        """What kernels prepare, captured together with what uses it."""
+        if forward_batch.forward_mode.is_decode():
+            self._decode.prepare(forward_batch)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
+        """All buffers are there, large enough for every slot at once."""
+
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """0: a padded row's slot is what an earlier batch left there, and nothing of it may be read."""
+        return 0
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Queries of the new tokens against each request's KV [0, length).
+
+        Args:
+            q: [tokens, heads * head_dim], the requests' new tokens one after the other.
+            k, v: [tokens, kv_heads * head_dim] of the same tokens, or None where they are stored already.
+            sinks: [heads] or None.
+
+        Returns:
+            [tokens, heads * v_head_dim].
+        """
+        refuse_arguments(kwargs)
+        self._store(k, v, layer, forward_batch, save_kv_cache)
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        if query.shape[0] > 0:
+            self._prefill.forward(query, output, layer, sinks)
+        return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: RadixAttention,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        sinks: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As `forward_extend`, with one new token a request."""
+        refuse_arguments(kwargs)
+        self._store(k, v, layer, forward_batch, save_kv_cache)
+        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        if query.shape[0] > 0:
+            self._decode.forward(query, output, layer, forward_batch, sinks)
+        return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
+
+    def support_triton(self) -> bool:
+        """SGLang may use its Triton kernels beside this backend."""
+        return True
+
+    def _store(self, k: torch.Tensor, v: torch.Tensor, layer: RadixAttention, forward_batch: Any, save: bool) -> None:
+        if not save or k is None or v is None:
+            return
+        keys, values = self.pool.get_kv_buffer(layer.layer_id)
+        k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
+        v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
+        store_kv(k, v, keys, values, forward_batch.out_cache_loc)
