@@ -40,7 +40,7 @@ sanitize: $(READY)
 	$(BIN)/python tools/sanitize.py
 
 bench: $(READY)
-	SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 $(BIN)/python bench/tree.py --json bench/results/tree.json
+	SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1 $(BIN)/python bench/tree.py --json report/tree.json
 
 doctor: $(READY)
 	$(BIN)/vt-sglang doctor

@@ -14,8 +14,9 @@ def kept(report: dict[str, Any]) -> dict[str, Any]:
     """What of a report says what was run, where, and what came of it."""
     command, *arguments = report["command_line"].split(" ")
     short = [PurePath(it).name if it.startswith("/") else it for it in arguments]
-    report["command_line"] = " ".join([PurePath(command).name, *short])
-    for name in ("model_path", "dialogues"):
+    program = PurePath(command).name
+    report["command_line"] = " ".join(["python -m vt_sglang" if program == "__main__.py" else program, *short])
+    for name in ("model_path", "dialogues", "report"):
         if isinstance(report["workload"].get(name), str):
             report["workload"][name] = PurePath(report["workload"][name]).name
     for server in report["servers"]:

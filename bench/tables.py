@@ -50,6 +50,47 @@ def _tree(result: dict[str, Any]) -> str:
     return _markdown(["operation", "SGLang, us", "vtensor, us", "times faster", "target", "floor, us"], rows)
 
 
+def _decode(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["shape"],
+            *(f"{row[name]:,.1f}" for name in ("fa3_page1_us", "fa3_page64_us", "triton_us")),
+            f"{row['fa3_page1_us'] / row['triton_us']:.3f}",
+            f"{row['ratio']:.3f}",
+            f"{row['floor_us']:,.1f}",
+            f"{row['floor_us'] / row['triton_us']:.0%}",
+        ]
+        for row in result["results"]
+    ]
+    header = [
+        "batch x tokens, us",
+        "FA3 page 1",
+        "FA3 page 64",
+        "Triton",
+        "over page 1",
+        "over the better",
+        "floor",
+        "",
+    ]
+    return _markdown(header, rows)
+
+
+def _prefill(result: dict[str, Any]) -> str:
+    sides = ("fa3_page1", "sglang_triton", "fa3_contiguous", "triton")
+    rows = [
+        [
+            row["shape"],
+            *(f"{1e3 * row['gigaflop'] / row[f'{side}_us']:,.0f}" for side in sides),
+            f"{row['sglang_triton_us'] / row['triton_us']:.2f}",
+            f"{row['fa3_page1_us'] / row['triton_us']:.3f}",
+            f"{row['fa3_page1_us'] / row['fa3_contiguous_us']:.3f}",
+        ]
+        for row in result["results"]
+    ]
+    header = ["requests: prefix + new, TFLOP/s", "FA3 page 1", "SGLang's Triton", "FA3 contiguous", "Triton"]
+    return _markdown([*header, "over SGLang's", "over FA3 page 1", "FA3 contiguous over page 1"], rows)
+
+
 def _chat(result: dict[str, Any]) -> str:
     lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("requests", lambda it: f"{it['summary']['requests']:,}"),
@@ -82,15 +123,18 @@ def _chat(result: dict[str, Any]) -> str:
         rows.append([name, *("" if value is None else f"{value['counters'][key]:,}" for value in values)])
     comparison = result["comparison"]
     same = "identical in all" if not comparison["differing"] else f"different in {comparison['differing']} of"
-    cached = "every request" if comparison["cached_by_request"] else "total"
+    cached = "at least stock's in every request" if comparison["cached_by_request"] else "at least stock's in total"
+    if not comparison["cached_at_least"]:
+        cached = "fewer than stock's"
     text = _markdown(["", *(server["name"] for server in servers)], rows)
-    return f"{text}\nOutputs {same} {comparison['requests']} requests; cached tokens at least stock's in {cached}.\n"
+    return f"{text}\nOutputs {same} {comparison['requests']} requests; cached tokens {cached}.\n"
 
 
 def _table(name: str) -> str:
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    make = _tree if name == "tree" else _chat
-    return f"<!-- {name} -->\n{_where(result)}{make(result)}<!-- end -->"
+    make = {"tree": _tree, "decode": _decode, "prefill": _prefill}.get(name, _chat)
+    note = f"{result['note']}\n\n" if "note" in result else ""
+    return f"<!-- {name} -->\n{_where(result)}{note}{make(result)}<!-- end -->"
 
 
 def main() -> None:

@@ -166,6 +166,21 @@ def _record(side: Stock | Ours, tokens: int, piece: int, added: int = 256, repea
     return median_seconds(lambda: side.insert(longer[0]), repeats, prepare)
 
 
+def _evict_conversation(side: Stock | Ours, tokens: int, piece: int) -> float:
+    """Evicting all of one conversation, as it was recorded."""
+    source = random.Random(5)
+
+    def fill() -> None:
+        _conversation(side, tokens, piece, source)
+        if isinstance(side, Ours):
+            side.done()
+
+    def evict() -> None:
+        assert side.cache.evict(EvictParams(num_tokens=tokens)).num_tokens_evicted >= tokens
+
+    return median_seconds(evict, 51, fill)
+
+
 def _evict(side: Stock | Ours, *, refill: bool) -> float:
     """Evicting 64 of 20,000 leaves: one eviction after the other, or with as many leaves recorded anew in between, so
     that recording has taken the processor's caches."""
@@ -224,6 +239,16 @@ def main() -> None:
                 "target": 3 if tokens < 10_000 else 10 if tokens == 100_000 else None,
             }
         )
+    rows += [
+        {
+            "operation": f"evict {tokens:,} tokens recorded by {piece:,}",
+            "sglang_us": _evict_conversation(Stock(), tokens, piece) * 1e6,
+            "vtensor_us": _evict_conversation(Ours(), tokens, piece) * 1e6,
+            "floor_us": None,
+            "target": 3 if tokens < 10_000 else None,
+        }
+        for tokens, piece in SHAPES
+    ]
     rows += [
         {
             "operation": f"evict {EVICTED} of {LEAVES:,} leaves{detail}",

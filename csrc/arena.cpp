@@ -40,6 +40,7 @@ Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t
       slot_bytes_(slot_bytes_for(geometry, slot_tokens)),
       mapping_limit_(mapping_limit),
       base_(driver.reserve(range_bytes(slot_bytes_, slots))),
+      slot_runs_(slots),
       maps_(slots) {}
 
 void Arena::map(std::span<const Change> changes) {
@@ -97,9 +98,12 @@ void Arena::set(SlotId slot, std::size_t index, PageId page) {
     if (page == kNoPage) return;
     map.resize(index + 1, kNoPage);
   }
-  runs_ -= static_cast<std::size_t>(begins_run(slot, index)) + begins_run(slot, index + 1);
+  const auto begun = [&] { return static_cast<std::size_t>(begins_run(slot, index)) + begins_run(slot, index + 1); };
+  const std::size_t before = begun();
   map[index] = page;
-  runs_ += static_cast<std::size_t>(begins_run(slot, index)) + begins_run(slot, index + 1);
+  const std::size_t after = begun();
+  slot_runs_[slot] += after - before;
+  runs_ += after - before;
   while (!map.empty() && map.back() == kNoPage) map.pop_back();
 }
 

@@ -49,6 +49,7 @@ class Arena {
   // What the kernel needs a mapping of its own for, now and after these changes: every run of pages that follow one
   // another, and every gap after one. And how many of them the driver can keep.
   std::size_t runs() const { return runs_; }
+  std::size_t runs(SlotId slot) const { return slot_runs_[slot]; }
   std::size_t runs_after(std::span<const Change> changes);
   std::size_t mapping_limit() const { return mapping_limit_; }
 
@@ -65,6 +66,7 @@ class Arena {
   std::size_t mapping_limit_;
   std::uintptr_t base_;
   std::size_t runs_ = 0;
+  std::vector<std::size_t> slot_runs_;     // their sum is runs_
   std::vector<std::vector<PageId>> maps_;  // by slot, by page index
 };
 

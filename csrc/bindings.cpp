@@ -280,6 +280,7 @@ NB_MODULE(_core, m) {
           "tokens"_a)
       .def(
           "trim", [](PyCache& it, std::size_t keep) { return unlocked([&] { return it->trim(keep); }); }, "keep"_a = 0)
+      .def("mappable_pages", [](PyCache& it) { return unlocked([&] { return it->mappable_pages(); }); })
       .def(
           "make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },
           "pages"_a)

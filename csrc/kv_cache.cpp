@@ -93,9 +93,27 @@ std::size_t KVCache::evict_pages(std::size_t pages) {
   return tokens;
 }
 
+std::size_t KVCache::mappable_pages() const {
+  const std::lock_guard guard(mutex_);
+  return room_for_mappings();
+}
+
+// A page is a run at most and a gap after it another, so two are reckoned for each.
+std::size_t KVCache::room_for_mappings() const {
+  std::size_t kept = 0;
+  for (SlotId slot = 0; slot < slots_.size(); ++slot) {
+    if (slots_[slot].state == State::kIdle) continue;
+    // Of a live slot what lies past its pages can be shed; the gap after them stays.
+    const bool live = slots_[slot].state == State::kLive;
+    kept += live ? std::min(arena_.runs(slot), slots_[slot].pages + 1) : arena_.runs(slot);
+  }
+  return kept < arena_.mapping_limit() ? (arena_.mapping_limit() - kept) / 2 : 0;
+}
+
 bool KVCache::make_room(std::size_t pages) {
   const std::lock_guard guard(mutex_);
   if (pool_.available() + pool_.evictable() < pages) return false;
+  if (arena_.runs() + 2 * pages > arena_.mapping_limit() && room_for_mappings() < pages) return false;
   require(pages);
   return true;
 }

@@ -107,8 +107,11 @@ class KVCache {
   std::size_t evict(std::size_t pages);
   // The same until this many more tokens are available.
   std::size_t evict_tokens(std::size_t tokens);
-  // Evicts, if need be, so that this many pages can be taken; false, and nothing evicted, if that cannot be.
+  // Evicts, if need be, so that this many pages can be taken; false, and nothing evicted, if that cannot be or if they
+  // could not be mapped.
   bool make_room(std::size_t pages);
+  // Pages that can be mapped besides those of live and draining slots, after shedding all else.
+  std::size_t mappable_pages() const;
   // Gives free pages back to the driver until this many are left; pages of slots in flight are passed over.
   // Returns pages given back.
   std::size_t trim(std::size_t keep);
@@ -178,6 +181,7 @@ class KVCache {
   void map(std::span<const Change> changes, SlotId binding);
   void shed(std::span<const Change> changes, SlotId binding);
   std::size_t evict_pages(std::size_t pages);
+  std::size_t room_for_mappings() const;
   void make_idle(SlotId slot);
 
   mutable std::mutex mutex_;

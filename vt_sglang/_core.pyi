@@ -189,7 +189,11 @@ class KVCache:
         """Give free pages back to the driver until `keep` are left. Returns how many were."""
 
     def make_room(self, pages: int) -> bool:
-        """Evict, if need be, so that `pages` pages can be taken. False, and nothing evicted, if that cannot be."""
+        """Evict, if need be, so that `pages` pages can be taken and mapped. False, and nothing evicted, if that cannot
+        be."""
+
+    def mappable_pages(self) -> int:
+        """Pages that can be mapped besides those of live and draining slots, after unmapping what nobody uses."""
 
     def clear(self) -> None:
         """Forget every recorded sequence. InvariantError if a slot is live or a node locked."""

@@ -4,10 +4,7 @@
 import os
 import re
 from dataclasses import dataclass, fields
-from typing import Literal, Self
-
-Driver = Literal["auto", "host", "cuda"]
-DRIVERS: tuple[Driver, ...] = ("auto", "host", "cuda")
+from typing import Self
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -21,16 +18,13 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_page_bytes(text: str) -> int | None:
-    """Page size in bytes, None for `auto`. ValueError if it is neither."""
-    return None if text.strip().lower() == "auto" else parse_bytes(text)
-
-
-def parse_driver(text: str) -> Driver:
-    """ValueError if there is no such driver."""
-    for driver in DRIVERS:
-        if text.strip().lower() == driver:
-            return driver
-    raise ValueError(f"{text!r} is no memory driver; choose one of {', '.join(DRIVERS)}")
+    """Page size in bytes, None for `auto`. ValueError if it is neither, or no multiple of the system's page size."""
+    if text.strip().lower() == "auto":
+        return None
+    page_bytes, unit = parse_bytes(text), os.sysconf("SC_PAGESIZE")
+    if page_bytes == 0 or page_bytes % unit:
+        raise ValueError(f"{text!r} is not a multiple of this system's pages of {unit} bytes; write for example 2MiB")
+    return page_bytes
 
 
 def parse_switch(text: str) -> bool:
@@ -47,8 +41,6 @@ def parse_switch(text: str) -> bool:
 class VTensorConfig:
     """Options of the plug-in. Each field has a launch flag `--vtensor-NAME` and a variable `VTENSOR_NAME`."""
 
-    driver: Driver = "auto"
-    """Where pages come from: GPU memory, or the host's (any Linux machine). `auto`: as the model's device."""
     page_bytes: int | None = None
     """Size of a physical page. None: the driver's granularity, or less on the host for very small models."""
     check: bool = False
@@ -57,7 +49,7 @@ class VTensorConfig:
     @classmethod
     def from_environment(cls) -> Self:
         """The options that the variables set. ValueError, naming the variable, for a value that cannot be."""
-        parsers = {"driver": parse_driver, "page_bytes": parse_page_bytes, "check": parse_switch}
+        parsers = {"page_bytes": parse_page_bytes, "check": parse_switch}
         values = {}
         for name, parse in parsers.items():
             variable = f"VTENSOR_{name.upper()}"

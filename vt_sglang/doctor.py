@@ -97,14 +97,14 @@ def _plugin() -> Finding:
     """Whether SGLang will find the plug-in; that it can be loaded there, only SGLang shows."""
     if points := entry_points(group=PLUGIN_GROUP, name=PLUGIN):
         return Finding("plug-in", f"{PLUGIN} = {next(iter(points)).value}")
-    return Finding("plug-in", f"no entry point {PLUGIN}", State.MISSING, "install the package: pip install vt-sglang")
+    return Finding("plug-in", f"no entry point {PLUGIN}", State.MISSING, "install this package: pip install .")
 
 
 def _device() -> Iterator[Finding]:
     try:
         device = cuda_device()
     except ImportError:
-        remedy = 'without it, nothing is known here of the device\'s memory: pip install "vt-sglang[cuda]"'
+        remedy = 'without it, nothing is known here of the device\'s memory: pip install "cuda-python>=12.8"'
         yield Finding("cuda-python", "not installed", State.NOTE, remedy)
         return
     except CudaError as error:

@@ -7,6 +7,7 @@ The scheduler's own event loop runs; only the place where it receives requests i
 state in globals, so that every run is a process of its own.
 """
 
+import functools
 import json
 import os
 import sys
@@ -34,6 +35,11 @@ class Run:
         from sglang.srt.managers import scheduler
         from sglang.srt.runtime_context import publish
         from sglang.srt.server_args import PortArgs, ServerArgs
+
+        if "mapping_limit" in settings:
+            from vt_sglang.adapter import pools
+
+            pools.KVCache = functools.partial(pools.KVCache, mapping_limit=settings["mapping_limit"])
 
         arguments = ServerArgs(**settings["server_args"])
         arguments.check_server_args()

@@ -40,6 +40,8 @@ class Case:
     evicts: bool = False
     retractions: int = 0
     """At least so many."""
+    mapping_limit: int | None = None
+    """What the system lets the process map, in place of what it really does."""
 
 
 # Admission that forgets at once what running requests will still need, so that they are retracted again and again.
@@ -84,6 +86,13 @@ CASES = [
         evicts=True,
         retractions=5,
     ),
+    Case(
+        "few mappings",
+        {"max_total_tokens": 20000},
+        workload="growing",
+        environment=RECKLESS,
+        mapping_limit=170,  # of which the longest request alone may need 160
+    ),
     Case("stock attention", {"max_total_tokens": 1200, "attention_backend": "torch_native"}, evicts=True),
 ]
 
@@ -106,7 +115,8 @@ def stock(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
 def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """Whatever befalls the requests, their outputs are stock's, and nothing is left behind."""
     environment = {"VTENSOR_PAGE_BYTES": str(case.page_bytes)} | case.environment
-    result = _run(tmp_path, model, case.workload, VTENSOR | case.server_args, environment=environment)
+    limit = {} if case.mapping_limit is None else {"mapping_limit": case.mapping_limit}
+    result = _run(tmp_path, model, case.workload, VTENSOR | case.server_args, environment=environment, **limit)
     expected = stock[case.workload]
     assert result["cache"] == "VTensorCache"
     assert result["overlap"] == (not case.server_args.get("disable_overlap_schedule", False))

@@ -139,14 +139,14 @@ def test_failed_request(chat: Chat, fake: Fake) -> None:
 def test_leak_in_the_log(chat: Chat, fake: Fake) -> None:
     result = chat([fake("stock"), fake("vtensor", "--say", "Token pool memory leak detected! 3 of 4")])
     assert result.exit_code == 1
-    assert "Leak reported by vtensor: Token pool memory leak detected! 3 of 4" in result.output
+    assert "vtensor: Token pool memory leak detected! 3 of 4" in result.output
     assert report()["servers"][1]["leaks"] == ["Token pool memory leak detected! 3 of 4"]
 
 
 def test_leak_that_virtual_tensors_report(chat: Chat, fake: Fake) -> None:
     result = chat([fake("stock"), fake("vtensor", "--vtensor-leaks", "2")])
     assert result.exit_code == 1
-    assert "Leak reported by vtensor: virtual tensors report 2 leaks" in result.output
+    assert "vtensor: virtual tensors report 2 leaks" in result.output
 
 
 def test_server_that_dies_on_the_way(chat: Chat, fake: Fake) -> None:
@@ -154,7 +154,7 @@ def test_server_that_dies_on_the_way(chat: Chat, fake: Fake) -> None:
     assert result.exit_code == 1
     assert "Failed on vtensor: dialogue 1, turn 2: " in result.output
     assert "Not played on vtensor, because of what failed before: 6 of 12 requests" in result.output
-    assert "Leak reported by vtensor: the server ended by itself, with status 7" in result.output
+    assert "vtensor: the server ended by itself, with status 7" in result.output
 
 
 def test_server_that_does_not_start(chat: Chat, fake: Fake) -> None:

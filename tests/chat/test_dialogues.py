@@ -37,7 +37,8 @@ def test_limit_leaves_later_lines_unread(tmp_path: Path) -> None:
     ("bad", "reason"),
     [
         ("{", "Expecting property name"),
-        ("\n", "Expecting value"),
+        ("[" * 100_000, "recursion"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogates"),
         ("[]", "not an object with a list `messages`"),
         ('{"messages": "hello"}', "not an object with a list `messages`"),
         ('{"messages": [{"role": "user"}]}', "messages[0] is not an object with texts"),
@@ -63,6 +64,14 @@ def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
     path.write_bytes(ANSWERED.encode() + b'{"messages": "\xff"}')
     with pytest.raises(DialogueError, match=r"line 2: .*utf-8"):
+        read(path)
+
+
+def test_blank_lines_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text("\n" + ANSWERED + "\n\n" + ANSWERED + "\n[]")
+    assert len(read(path, limit=2)) == 2
+    with pytest.raises(DialogueError, match="line 7: not an object"):
         read(path)
 
 

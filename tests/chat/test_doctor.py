@@ -111,7 +111,7 @@ def test_a_gpu_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings["GPU"].found == "Some GPU"
     assert findings["memory driver"].found.startswith("cuda")
     assert findings["cuda-python"].state is State.NOTE
-    assert 'pip install "vt-sglang[cuda]"' in findings["cuda-python"].remedy
+    assert 'pip install "cuda-python>=12.8"' in findings["cuda-python"].remedy
 
 
 def test_works_where_nothing_is_installed() -> None:

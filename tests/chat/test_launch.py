@@ -62,4 +62,4 @@ def test_further_arguments_stand_last() -> None:
 
 def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert launch.vtensor(OPTIONS).environment == {"SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1"}
+    assert launch.vtensor(OPTIONS).environment == {"SGLANG_USE_CPU_ENGINE": "1"}

@@ -455,7 +455,9 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(pages=st.integers(0, 16))
     def make_room(self, pages: int) -> None:
-        possible = pages <= self.deliverable()
+        limit, runs = self.world.mapping_limit, self.cache.usage()["mapping_runs"]
+        mappable = limit == 0 or runs + 2 * pages <= limit or pages <= self.cache.mappable_pages()
+        possible = mappable and pages <= self.deliverable()
         before = self.observe()
         assert self.cache.make_room(pages) == possible
         if possible:

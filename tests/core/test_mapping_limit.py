@@ -137,3 +137,32 @@ def test_no_limit_of_ones_own_means_the_systems(make_cache: MakeCache) -> None:
     for conversation in range(11):
         run(cache, ids("x" * 8), str(conversation))
     assert cache.counters()["slots_shed"] == 0
+
+
+def test_room_is_only_promised_where_it_can_be_mapped(make_cache: MakeCache) -> None:
+    """Pages that could be taken but not mapped do not count as room; what nobody uses makes way for them."""
+    cache = make_cache(slots=5, budget_pages=64, mapping_limit=22)
+    assert cache.mappable_pages() == 10  # besides the padding slot's page and gap
+    scattered = [Request(cache, ids(letter * 8)) for letter in "abc"]
+    promised = cache.mappable_pages()
+    assert promised == (22 - cache.usage()["mapping_runs"]) // 2
+    assert cache.make_room(promised)
+    assert not cache.make_room(promised + 1)
+    assert cache.usage()["budget_pages"] - cache.usage()["held_pages"] > promised, "memory there is"
+    for it in scattered:
+        it.finish()
+    assert cache.mappable_pages() == 10
+    assert cache.make_room(10)
+
+
+def test_what_is_promised_can_be_mapped(make_cache: MakeCache) -> None:
+    """Growing by that many pages, whatever idle slots still map."""
+    cache = make_cache(slots=6, budget_pages=64, mapping_limit=30)
+    for letter in "abcd":
+        Request(cache, ids(letter * 12)).finish()
+    request = Request(cache, ids("e" * 4))
+    promised = cache.mappable_pages()
+    assert promised > 3
+    cache.grow(ints(request.slot), ints(4 * (1 + promised)))
+    assert cache.usage()["mapping_runs"] <= 30
+    request.abort()

@@ -2,7 +2,8 @@
 """Admission in whole pages: what SGLang lets in can always be given its memory.
 
 SGLang reckons in tokens. A request takes whole pages: the page on which its cached prefix ends, if that has to be
-copied, and the page on which it will end. So each request is charged what its pages hold beyond its tokens.
+copied, and the page on which it will end. So each request is charged what its pages hold beyond its tokens. And where
+the system lets a process have only so many mappings, nobody is let in whose pages could not be mapped.
 """
 
 from typing import Any
@@ -23,6 +24,7 @@ class VTensorPrefillAdder(PrefillAdder):
         self._rounding = 0  # tokens of room in the pages of admitted requests that SGLang does not count
         self._candidate = 0  # the same for the request being looked at
         self._decode_pages = 0
+        self._mappable = 0  # pages that can be mapped for whom is admitted
         if self._core is not None:
             self._geometry = Geometry(self._core.page_bytes, self._core.token_bytes)
             if self.running_batch is not None:
@@ -30,6 +32,7 @@ class VTensorPrefillAdder(PrefillAdder):
                 running = [req for req in self.running_batch.reqs if not req.finished()]
                 self._decode_pages = pages_for_next_token(self._core, running)
                 self._rounding = self._geometry.tokens_in(self._decode_pages)
+            self._mappable = max(self._core.mappable_pages() - self._decode_pages, 0)
 
     @property
     def rem_total_tokens(self) -> float:
@@ -42,13 +45,15 @@ class VTensorPrefillAdder(PrefillAdder):
         return float(super().cur_rem_tokens - self._rounding)
 
     def add_one_req(self, req: Any, has_chunked_req: bool, truncation_align_size: int | None) -> AddReqResult:
-        """Admit a waiting request if its pages can be had."""
+        """Admit a waiting request if its pages can be had, and mapped."""
         if self._core is None:
             return super().add_one_req(req, has_chunked_req, truncation_align_size)
         prefix = len(req.prefix_indices)
         new = min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), CLIP_MAX_NEW_TOKENS)
         end = len(req.full_untruncated_fill_ids) + new
         # SGLang asks for `tokens + 1 < room`; two less than the pages hold makes that `pages <= pages to be had`.
+        if (mapped := self._geometry.pages_for(end)) > self._mappable:
+            return AddReqResult.NO_TOKEN
         self._candidate = self._room(prefix, end) - (end - prefix) - 2
         try:
             result = super().add_one_req(req, has_chunked_req, truncation_align_size)
@@ -57,6 +62,7 @@ class VTensorPrefillAdder(PrefillAdder):
         if self.can_run_list and self.can_run_list[-1] is req:
             whole = req.extend_range.end == len(req.full_untruncated_fill_ids)
             self._charge(prefix, req.extend_range.end, new if whole else 0)
+            self._mappable -= mapped
         return result
 
     def add_chunked_req(self, req: Any) -> Any:
@@ -65,7 +71,7 @@ class VTensorPrefillAdder(PrefillAdder):
             return super().add_chunked_req(req)
         prefix = len(req.prefix_indices)
         held = self._geometry.pages_for(prefix)
-        pages = held + self._core.deliverable_pages() - self._decode_pages
+        pages = held + min(self._core.deliverable_pages() - self._decode_pages, self._mappable)
         most = self._geometry.tokens_in(pages) - prefix
         if most <= 0:
             # As SGLang parks a chunk itself (hybrid SWA). Nobody else may be admitted: the step would count the chunk
@@ -77,6 +83,7 @@ class VTensorPrefillAdder(PrefillAdder):
         unfinished = super().add_chunked_req(req)
         self.rem_chunk_tokens += spared
         self._charge(prefix, req.extend_range.end, 0)
+        self._mappable -= self._geometry.pages_for(req.extend_range.end) - held
         return unfinished
 
     def _room(self, start: int, end: int) -> int:

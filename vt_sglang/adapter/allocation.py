@@ -112,7 +112,13 @@ def check_decode_mem(original: Callable[..., Any], batch: Any, selected_indices:
     if not isinstance(cache, VTensorCache):
         return bool(original(batch, selected_indices))
     reqs = batch.reqs if selected_indices is None else [batch.reqs[i] for i in selected_indices]
-    return cache.core.make_room(pages_for_next_token(cache.core, reqs))
+    pages = pages_for_next_token(cache.core, reqs)
+    if cache.core.make_room(pages):
+        return True
+    if cache.core.mappable_pages() >= pages:
+        return False
+    wait_for_forwards(cache)  # what retracted requests map can be unmapped only then
+    return cache.core.make_room(pages)
 
 
 def pages_for_next_token(core: KVCache, reqs: list[Any]) -> int:

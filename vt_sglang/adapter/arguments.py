@@ -11,7 +11,7 @@ from sglang.srt.utils.common import is_cpu
 
 from vt_sglang.adapter import refusals
 from vt_sglang.adapter.plugin import BACKEND
-from vt_sglang.config import VTensorConfig, parse_driver, parse_page_bytes
+from vt_sglang.config import VTensorConfig, parse_page_bytes
 
 
 def wanted(server_args: Any) -> bool:
@@ -22,13 +22,6 @@ def wanted(server_args: Any) -> bool:
 def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     """AFTER `ServerArgs.add_cli_args`: the project's own flags."""
     group = parser.add_argument_group("vtensor", f"Options of vt-sglang. They need --radix-cache-backend {BACKEND}.")
-    group.add_argument(
-        "--vtensor-driver",
-        type=_checked(parse_driver),
-        metavar="{auto,host,cuda}",
-        help="Where physical pages come from: GPU memory (cuda) or this machine's (host). Default: auto, which follows "
-        "--device.",
-    )
     group.add_argument(
         "--vtensor-page-bytes",
         type=_checked(parse_page_bytes),
@@ -59,9 +52,8 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Namespace) -> Any:
     """AROUND `ServerArgs.from_cli_args`: flags overrule the environment, which carries them to child processes."""
     given: dict[str, Any] = {}
-    for name in ("driver", "page_bytes"):
-        if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
-            given[name] = value[0]
+    if (value := getattr(arguments, "vtensor_page_bytes", None)) is not None:
+        given["page_bytes"] = value[0]
     if getattr(arguments, "vtensor_check", None):
         given["check"] = True
     if given and arguments.radix_cache_backend != BACKEND:

@@ -42,7 +42,7 @@ def _failed(error: Exception) -> None:
     message = f"vt-sglang cannot be used: {reason}"
     if _requested(sys.argv[1:]):
         sys.exit(message)  # SystemExit passes through SGLang's `except Exception`
-    logger.warning("%s. SGLang runs without it.", message)
+    logger.warning("%s. Servers that do not ask for it run as ever.", message)
     _register_failing_backend(message, error)
 
 

@@ -10,7 +10,7 @@ from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_contex
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.runtime_context import get_parallel
 
-from vt_sglang._core import KVCache, slot_bytes
+from vt_sglang._core import KVCache, host_mapping_limit, slot_bytes
 from vt_sglang.adapter.allocator import VTensorAllocator
 from vt_sglang.adapter.arguments import wanted
 from vt_sglang.adapter.kv_pool import VTensorKVPool
@@ -62,6 +62,8 @@ def init_pools(
     slots = sizes.max_running_requests + 1  # slot 0 is SGLang's padding row
     driver = _driver(configurator)
     _check_addresses(geometry, driver, slots, context)
+    if driver == "host":
+        _check_mappings(geometry, context)
     core = KVCache(
         driver=driver,
         page_bytes=geometry.page_bytes,
@@ -97,11 +99,7 @@ def init_pools(
 
 
 def _driver(configurator: Any) -> str:
-    driver = VTensorConfig.from_environment().driver
-    fitting = "cuda" if configurator.device == "cuda" else "host"
-    if driver not in ("auto", fitting):
-        raise ValueError(f"--vtensor-driver {driver} does not go with --device {configurator.device}: use {fitting}")
-    return fitting
+    return "cuda" if configurator.device == "cuda" else "host"
 
 
 def _layout(configurator: Any) -> KVLayout:
@@ -121,6 +119,16 @@ def _geometry(configurator: Any) -> Geometry:
     if page_bytes is None:
         page_bytes = DEVICE_PAGE_BYTES if _driver(configurator) == "cuda" else host_page_bytes(token_bytes)
     return Geometry(page_bytes=page_bytes, token_bytes=token_bytes)
+
+
+def _check_mappings(geometry: Geometry, context: int) -> None:
+    """ValueError unless the system lets the process have the mappings of one request as long as can be."""
+    pages, allowed = geometry.pages_for(context), host_mapping_limit() // 2
+    if pages > allowed:
+        raise ValueError(
+            f"a request of {context} tokens takes {pages} pages, and this system lets a process map about {allowed}: "
+            "take larger pages with --vtensor-page-bytes, lower --context-length, or raise vm.max_map_count (sysctl)"
+        )
 
 
 def _check_addresses(geometry: Geometry, driver: str, slots: int, context: int) -> None:

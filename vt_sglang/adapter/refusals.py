@@ -10,7 +10,7 @@ from vt_sglang.adapter.plugin import BACKEND
 ATTENTION_BACKENDS = (BACKEND, "torch_native")
 """Backends known to read virtual tensors rightly."""
 
-# (attribute of ServerArgs, its flag, how it is told that the feature is wanted, what to do).
+# (attribute of ServerArgs, its flag, how it is told that the feature is wanted, why it cannot be or what to do).
 _SET: Callable[[Any], bool] = bool
 _OPTIONS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("disable_radix_cache", "--disable-radix-cache", _SET, "virtual tensors are shared through the radix tree"),
@@ -23,7 +23,7 @@ _OPTIONS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("prefill_only_disable_kv_cache", "--prefill-only-disable-kv-cache", _SET, "there is no KV cache then"),
     ("enable_streaming_session", "--enable-streaming-session", _SET, "sessions hold token slots of their own"),
     ("enable_session_radix_cache", "--enable-session-radix-cache", _SET, "it needs SGLang's own tree"),
-    ("disaggregation_mode", "--disaggregation-mode", lambda mode: mode != "null", "KV is not transferred yet"),
+    ("disaggregation_mode", "--disaggregation-mode", lambda mode: mode != "null", "it transfers KV; leave it out"),
     ("encoder_only", "--encoder-only", _SET, "there is no KV cache then"),
     ("speculative_algorithm", "--speculative-algorithm", _SET, "draft tokens are not allocated by position yet"),
     ("dllm_algorithm", "--dllm-algorithm", _SET, "diffusion models rewrite their KV"),
@@ -41,17 +41,17 @@ _OPTIONS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("page_size", "--page-size", lambda size: size not in (None, 1), "sharing is token-granular; leave it at 1"),
     ("radix_eviction_policy", "--radix-eviction-policy", lambda policy: policy != "lru", "leave it at lru"),
     ("schedule_policy", "--schedule-policy", lambda policy: policy == "dfs-weight", "use lpm or fcfs"),
-    ("tp_size", "--tp-size", lambda size: size != 1, "one device a server for now"),
-    ("pp_size", "--pp-size", lambda size: size != 1, "one device a server for now"),
+    ("tp_size", "--tp-size", lambda size: size != 1, "one device a server for now; leave it at 1"),
+    ("pp_size", "--pp-size", lambda size: size != 1, "one device a server for now; leave it at 1"),
     ("dp_size", "--dp-size", lambda size: size != 1, "start one server a device instead"),
-    ("dcp_size", "--dcp-size", lambda size: size != 1, "one device a server for now"),
-    ("attn_cp_size", "--attn-cp-size", lambda size: size != 1, "one device a server for now"),
-    ("nnodes", "--nnodes", lambda nodes: nodes != 1, "one node a server for now"),
+    ("dcp_size", "--dcp-size", lambda size: size != 1, "one device a server for now; leave it at 1"),
+    ("attn_cp_size", "--attn-cp-size", lambda size: size != 1, "one device a server for now; leave it at 1"),
+    ("nnodes", "--nnodes", lambda nodes: nodes != 1, "one node a server for now; leave it at 1"),
     ("enable_dp_attention", "--enable-dp-attention", _SET, "one device a server for now"),
     (
         "kv_cache_dtype",
         "--kv-cache-dtype",
-        lambda dtype: dtype not in ("auto", "bfloat16", "bf16"),
+        lambda dtype: dtype != "auto",
         "KV is kept in the model's dtype for now; leave it at auto",
     ),
 )
@@ -63,7 +63,7 @@ _VARIABLES = ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_USE_HND_KVCACHE")
 def refuse_options(server_args: Any) -> None:
     """ValueError that names every option, with its flag, that does not go with virtual tensors."""
     refused = [
-        f"{flag}: {reason}"
+        f"{flag}: {reason}" + ("; leave the flag out" if is_wanted is _SET else "")
         for attribute, flag, is_wanted, reason in _OPTIONS
         if is_wanted(getattr(server_args, attribute))
     ]
@@ -89,12 +89,17 @@ def refuse_model(model_config: Any) -> None:
     """ValueError that says what a model needs and virtual tensors cannot do."""
     from sglang.srt.configs.hybrid_arch import linear_attn_model_spec, mambaish_config
     from sglang.srt.configs.model_config import AttentionArch
+    from sglang.srt.utils.common import is_cpu
 
     refused = []
     if model_config.attention_arch != AttentionArch.MHA:
         refused.append("its attention is MLA; only MHA, GQA and MQA have K and V of their own")
-    if model_config.is_hybrid_swa:
-        refused.append("it is a hybrid of full and sliding-window attention; try --disable-hybrid-swa-memory")
+    if "GptOssForCausalLM" in (model_config.hf_config.architectures or ()):
+        refused.append("SGLang runs it only on attention backends of its own")
+    elif model_config.is_hybrid_swa:
+        refused.append("it keeps a pool of its own for sliding-window layers, but for --disable-hybrid-swa-memory")
+    if is_cpu() and (cap := getattr(model_config.hf_text_config, "attn_logit_softcapping", None)):
+        refused.append(f"its attention logits are capped at {cap:g}, which only the GPU's kernels do")
     if mambaish_config(model_config) is not None or linear_attn_model_spec(model_config) is not None:
         refused.append("it keeps state-space or linear-attention state besides KV")
     if model_config.is_encoder_decoder:
@@ -104,7 +109,7 @@ def refuse_model(model_config: Any) -> None:
     if not model_config.is_generation:
         refused.append("it does not generate")
     architectures = ", ".join(model_config.hf_config.architectures or ["this model"])
-    _refuse([f"{architectures}: {reason}" for reason in refused])
+    _refuse([f"{architectures}: {reason}; serve it without --radix-cache-backend {BACKEND}" for reason in refused])
 
 
 def _is_on(variable: str) -> bool:

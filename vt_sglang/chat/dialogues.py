@@ -46,20 +46,21 @@ class Dialogue:
 def read(path: Path, limit: int | None = None) -> list[Dialogue]:
     """Read JSON Lines, gzipped or not: an object a line, whose `messages` are a list of {role, content}.
 
-    An optional system message comes first, then user and assistant take turns; the last answer may be absent.
+    An optional system message comes first, then user and assistant take turns; the last answer may be absent. Blank
+    lines are passed over.
 
     Args:
-        limit: read no more than the first so many lines.
+        limit: read no more than the first so many dialogues.
 
     Raises:
         DialogueError: the file cannot be read, has no line, or has one that is something else.
     """
     dialogues = []
     try:
-        for number, line in enumerate(islice(_lines(path), limit), start=1):
+        for number, line in islice(((n, it) for n, it in enumerate(_lines(path), start=1) if it.strip()), limit):
             try:
                 dialogues.append(_parse(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DialogueError(f"{path}, line {number}: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DialogueError(f"{path}, after line {len(dialogues)}: {error}") from None
@@ -96,5 +97,6 @@ def _parse(line: bytes) -> Dialogue:
 def _message(index: int, message: Any) -> tuple[str, str]:
     match message:
         case {"role": str(role), "content": str(content)}:
+            content.encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
             return role, content
     raise ValueError(f"messages[{index}] is not an object with texts `role` and `content`")

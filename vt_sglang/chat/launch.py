@@ -15,7 +15,7 @@ CPU_FLAGS = (
     *("--dtype", "float32"),
 )
 # Two threads a core make PyTorch's CPU operators wait for each other.
-CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
 
 # SGLang loads every installed plug-in into every server unless this names some; a comma names none.
 NO_PLUGINS = {"SGLANG_PLUGINS": ","}

@@ -19,7 +19,7 @@ class Result:
     """Seconds until the server was ready."""
     played: Played
     leaks: list[str] = field(default_factory=list)
-    """Signs that the server lost count of its memory; empty if there are none."""
+    """Signs that the server lost count of its memory, its death among them; empty if there are none."""
     total_tokens: int | None = None
     """Tokens that the server's KV cache has room for, as it says."""
     vtensor: dict[str, Any] | None = None

@@ -58,7 +58,7 @@ def verdicts(results: Sequence[Result], comparison: Comparison | None, planned: 
         lines += [_outputs(results, comparison), _cached(results, comparison)]
     for result in results:
         lines += _failures(result, planned)
-        lines += [_bad(f"Leak reported by {result.launch.name}: {leak}") for leak in result.leaks]
+        lines += [_bad(f"{result.launch.name}: {leak}") for leak in result.leaks]
     if not any(result.leaks for result in results):
         lines.append(_good("Leaks: none reported"))
     if lost_turns:
