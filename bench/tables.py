@@ -70,7 +70,7 @@ def _decode(result: dict[str, Any]) -> str:
         "over page 1",
         "over the better",
         "floor",
-        "",
+        "of the floor",
     ]
     return _markdown(header, rows)
 
