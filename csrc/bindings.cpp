@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <limits>
 #include <memory>
 
 #include "cuda_driver.h"
@@ -76,6 +77,13 @@ nb::dlpack::dtype dtype_of(const std::string& name) {
   return found->second;
 }
 
+// What every binding does: without the GIL.
+template <typename Function>
+auto unlocked(Function function) {
+  const nb::gil_scoped_release release;
+  return function();
+}
+
 class PyCache {
  public:
   PyCache(const std::string& driver, std::size_t page_bytes, std::size_t token_bytes, SlotId slots,
@@ -83,22 +91,30 @@ class PyCache {
           std::size_t mapping_limit, bool inject_faults) {
     if (token_bytes == 0) throw std::invalid_argument("token_bytes must be positive");
     if (slots < 2) throw std::invalid_argument("slots must be at least 2: slot 0 is padding");
-    if (budget_pages == 0) throw std::invalid_argument("budget_pages must be positive");
+    if (budget_pages == 0 || budget_pages == std::numeric_limits<PageId>::max())
+      throw std::invalid_argument("budget_pages must be positive and less than 2**32 - 1");
     if (slot_tokens == 0) throw std::invalid_argument("slot_tokens must be positive");
-    std::unique_ptr<Driver> made;
-    if (driver == "host")
-      made = std::make_unique<HostDriver>(page_bytes, budget_pages + 1);
-    else if (driver == "cuda")
-      made = std::make_unique<CudaDriver>(device, page_bytes, budget_pages + 1, cuda_library);
-    else
-      throw std::invalid_argument("driver must be 'host' or 'cuda', not '" + driver + "'");
-    if (inject_faults) {
-      auto faults = std::make_unique<FaultDriver>(std::move(made));
-      faults_ = faults.get();
-      made = std::move(faults);
-    }
-    const Geometry geometry{made->page_bytes(), token_bytes};
-    cache_ = std::make_unique<KVCache>(std::move(made), geometry, slots, slot_tokens, budget_pages, mapping_limit);
+    unlocked([&] {
+      std::unique_ptr<Driver> made;
+      if (driver == "host")
+        made = std::make_unique<HostDriver>(page_bytes, budget_pages + 1);
+      else if (driver == "cuda")
+        made = std::make_unique<CudaDriver>(device, page_bytes, budget_pages + 1, cuda_library);
+      else
+        throw std::invalid_argument("driver must be 'host' or 'cuda', not '" + driver + "'");
+      if (inject_faults) {
+        auto faults = std::make_unique<FaultDriver>(std::move(made));
+        faults_ = faults.get();
+        made = std::move(faults);
+      }
+      const Geometry geometry{made->page_bytes(), token_bytes};
+      cache_ = std::make_unique<KVCache>(std::move(made), geometry, slots, slot_tokens, budget_pages, mapping_limit);
+    });
+  }
+
+  // Unmapping and releasing everything takes a while.
+  ~PyCache() {
+    unlocked([&] { cache_.reset(); });
   }
 
   KVCache& operator*() { return *cache_; }
@@ -112,13 +128,6 @@ class PyCache {
   std::unique_ptr<KVCache> cache_;
   FaultDriver* faults_ = nullptr;
 };
-
-// What every binding does: without the GIL.
-template <typename Function>
-auto unlocked(Function function) {
-  const nb::gil_scoped_release release;
-  return function();
-}
 
 nb::dict as_dict(const Counters& it) {
   nb::dict d;

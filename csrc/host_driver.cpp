@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <string>
 
 #include "errors.h"
@@ -47,7 +48,10 @@ HostDriver::HostDriver(std::size_t page_bytes, PageId max_pages) : page_bytes_(p
     throw std::invalid_argument("page_bytes must be a positive multiple of the system's page size, " +
                                 std::to_string(system) + "; got " + std::to_string(page_bytes));
   if (max_pages == 0) throw std::invalid_argument("max_pages must be positive");
-  const std::size_t bytes = page_bytes * max_pages;
+  std::size_t bytes = 0;
+  if (__builtin_mul_overflow(page_bytes, max_pages, &bytes) || bytes > std::numeric_limits<off_t>::max())
+    throw std::invalid_argument("no file holds " + std::to_string(max_pages) + " pages of " +
+                                std::to_string(page_bytes) + " bytes");
   file_ = ::memfd_create("vt-sglang", MFD_CLOEXEC);
   if (file_ < 0) fail("memfd_create", errno);
   // The file is sparse: a page takes memory when create() allocates its blocks.

@@ -146,8 +146,13 @@ class DecodePlan:
 
         Args:
             lengths: [batch] int32 or int64, each request's tokens, on the device; 0: nothing to do.
+
+        Raises:
+            ValueError: the batch is larger than the plan was made for.
         """
         batch = lengths.shape[0]
+        if batch > self.tile_ends.shape[0]:
+            raise ValueError(f"{batch} requests in a plan made for {self.tile_ends.shape[0]}")
         plan_kernel[(self.workers(batch),)](
             lengths,
             self.tile_ends,

@@ -67,6 +67,11 @@ def slot_bytes(page_bytes: int, token_bytes: int, tokens: int) -> int:
     """Bytes of addresses that a slot for `tokens` tokens takes: a multiple of the page and of the token size."""
 
 class KVCache:
+    """Pages, the virtual tensors that map them, and the radix tree that records them, behind one lock.
+
+    Every method may be called from any thread; none holds the GIL while it works.
+    """
+
     def __init__(
         self,
         *,
@@ -102,19 +107,29 @@ class KVCache:
         """
 
     @property
-    def driver(self) -> str: ...
+    def driver(self) -> str:
+        """ "host" or "cuda"."""
+
     @property
-    def page_bytes(self) -> int: ...
+    def page_bytes(self) -> int:
+        """Size of a physical page."""
+
     @property
-    def token_bytes(self) -> int: ...
+    def token_bytes(self) -> int:
+        """KV bytes of one token, all layers."""
+
     @property
-    def slots(self) -> int: ...
+    def slots(self) -> int:
+        """Virtual tensors, the padding slot 0 included."""
+
     @property
     def slot_tokens(self) -> int:
         """Tokens from one slot to the next: token `p` of slot `s` has index `s * slot_tokens + p`."""
 
     @property
-    def slot_bytes(self) -> int: ...
+    def slot_bytes(self) -> int:
+        """Addresses from one slot to the next."""
+
     @property
     def total_tokens(self) -> int:
         """Tokens that the budget holds when packed."""
@@ -140,7 +155,9 @@ class KVCache:
     def lock(self, node: int) -> None:
         """Protect a node and its ancestors from eviction, until as many unlocks."""
 
-    def unlock(self, node: int) -> None: ...
+    def unlock(self, node: int) -> None:
+        """Take one lock of a node back. InvariantError if it has none."""
+
     def bind(self, namespace: str | None, node: int, tokens: int) -> tuple[int, str, int, int]:
         """Take an idle slot and back its first `tokens` tokens: the locked node's path by sharing, the rest anew.
 
@@ -178,7 +195,9 @@ class KVCache:
     def begin_forward(self, slots: npt.NDArray[np.int64]) -> int:
         """Number a forward that uses these slots; they are not bound anew before it is completed."""
 
-    def complete_forward(self, forward: int) -> None: ...
+    def complete_forward(self, forward: int) -> None:
+        """This forward and all before it have come to their end. ValueError if it has not begun."""
+
     def evict(self, pages: int) -> int:
         """Evict, least recently used first, until `pages` pages became free or nothing is left. Returns tokens."""
 
@@ -201,8 +220,12 @@ class KVCache:
     def check(self) -> None:
         """Prove every invariant from scratch; InvariantError names the one that does not hold. Slow."""
 
-    def usage(self) -> Usage: ...
-    def counters(self) -> Counters: ...
+    def usage(self) -> Usage:
+        """What is in use now, in pages, tokens, slots and nodes."""
+
+    def counters(self) -> Counters:
+        """What was done since the start."""
+
     def physical_bytes(self) -> int:
         """Memory that the system says the pages occupy: the memfd's blocks, or the created CUDA pages."""
 

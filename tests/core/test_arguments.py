@@ -20,6 +20,8 @@ from vt_sglang._core import InvariantError, KVCache, slot_bytes
         ({"slots": 1}, "slots must be at least 2"),
         ({"slots": 0}, "slots must be at least 2"),
         ({"budget_pages": 0}, "budget_pages must be positive"),
+        ({"budget_pages": 2**32 - 1}, "budget_pages must be positive and less than"),
+        ({"page_bytes": 2**40, "budget_pages": 2**31}, "no file holds 2147483649 pages of 1099511627776 bytes"),
         ({"slot_tokens": 0}, "slot_tokens must be positive"),
         ({"driver": "tpu"}, "'tpu'"),
         ({"page_bytes": 0}, "4096; got 0"),

@@ -153,3 +153,5 @@ def test_a_plan_serves_smaller_batches() -> None:
     plan.update(torch.tensor([1, 0, 17], device=DEVICE))
     assert plan.tile_ends[:3].tolist() == [1, 1, 3]
     assert plan.first_requests[:3].tolist() == [0, 2, 2]
+    with pytest.raises(ValueError, match="9 requests in a plan made for 8"):
+        plan.update(torch.tensor([1] * 9, device=DEVICE))
