@@ -257,7 +257,7 @@ class PrefillPlan:
         batch = query_starts.shape[0] - 1
         rows = self.config.rows
         # The most tiles that so many tokens can make; those which this batch does not need return at once.
-        self.tiles = min(tokens * self._group // rows + batch, tokens)
+        self.tiles = tokens * self._group // rows + batch
         if self.tiles > self.tile_requests.shape[0]:
             self.tile_requests = torch.empty(2 * self.tiles, dtype=torch.int32, device=self._device)
             self.tile_indices = torch.empty_like(self.tile_requests)
