@@ -19,6 +19,8 @@ def kept(report: dict[str, Any]) -> dict[str, Any]:
     for name in ("model_path", "dialogues", "report"):
         if isinstance(report["workload"].get(name), str):
             report["workload"][name] = PurePath(report["workload"][name]).name
+    outputs = {tuple(request["output_ids"]) for request in report["servers"][0]["requests"]}
+    report["comparison"]["distinct"] = len(outputs)
     for server in report["servers"]:
         server["command"] = [PurePath(it).name if "/" in it else it for it in server["command"]]
         del server["requests"]

@@ -127,7 +127,8 @@ def _chat(result: dict[str, Any]) -> str:
     if not comparison["cached_at_least"]:
         cached = "fewer than stock's"
     text = _markdown(["", *(server["name"] for server in servers)], rows)
-    return f"{text}\nOutputs {same} {comparison['requests']} requests; cached tokens {cached}.\n"
+    outputs = f"Outputs {same} {comparison['requests']} requests ({comparison['distinct']} different ones)"
+    return f"{text}\n{outputs}; cached tokens {cached}.\n"
 
 
 def _table(name: str) -> str:

@@ -19,7 +19,12 @@ def test_order_of_ending_does_not_matter() -> None:
     other = Played(SAME.requests[::-1])
     comparison = compare(SAME, other, clients=2)
     assert comparison.first_difference is None
-    assert (comparison.requests, comparison.differing) == (3, 0)
+    assert (comparison.requests, comparison.differing, comparison.distinct) == (3, 0, 3)
+
+
+def test_answers_that_are_all_the_same_are_told_apart() -> None:
+    mute = played((0, 0, [1, 2], 0), (0, 1, [1, 2], 9), (1, 0, [1, 2], 8))
+    assert compare(mute, mute, clients=1).distinct == 1
 
 
 @pytest.mark.parametrize(

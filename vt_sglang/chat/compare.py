@@ -29,6 +29,8 @@ class Comparison:
     """Requests that at least one of the two answered."""
     differing: int
     """How many of them have different outputs."""
+    distinct: int
+    """How many different outputs the first server gave. With 1 for many requests, equal outputs prove nothing."""
     first_difference: Difference | None
     cached_by_request: bool
     """Whether cached tokens are compared request by request. With several clients at once, what is in the cache when
@@ -38,6 +40,7 @@ class Comparison:
 
 
 def compare(first: Played, second: Played, *, clients: int) -> Comparison:
+    """Compare what two servers answered to the same scripts, played by so many clients at once."""
     sides = _answered(first), _answered(second)
     differences = [
         difference for place in sorted(sides[0] | sides[1]) if (difference := _difference(place, *sides)) is not None
@@ -52,6 +55,7 @@ def compare(first: Played, second: Played, *, clients: int) -> Comparison:
     return Comparison(
         requests=len(sides[0] | sides[1]),
         differing=len(differences),
+        distinct=len({tuple(request.answer.output_ids) for request in sides[0].values()}),
         first_difference=differences[0] if differences else None,
         cached_by_request=by_request,
         cached_at_least=at_least,

@@ -69,7 +69,10 @@ def verdicts(results: Sequence[Result], comparison: Comparison | None, planned: 
 def _outputs(results: Sequence[Result], comparison: Comparison) -> str:
     difference = comparison.first_difference
     if difference is None:
-        return _good(f"Outputs: identical in all {comparison.requests} requests")
+        same = f"Outputs: identical in all {comparison.requests} requests"
+        if comparison.distinct > 1 or comparison.requests < 2:
+            return _good(same)
+        return f"[yellow]{same}, but each of them says the same, as random weights may: that proves nothing[/]"
     said = (
         f"{result.launch.name} {'no answer' if token is None else token}"
         for result, token in zip(results, difference.ids, strict=True)
