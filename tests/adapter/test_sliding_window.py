@@ -26,7 +26,7 @@ def gemma(tmp_path: Path) -> Path:
         vocab_size=320,
         max_position_embeddings=1024,
         sliding_window=WINDOW,
-        initializer_range=0.5,
+        initializer_range=0.1,
     )
     assert config.layer_types.count("sliding_attention") == 5
     torch.manual_seed(0)
