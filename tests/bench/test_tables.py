@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents say was measured is what bench/results holds."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,27 @@ def _check(root: Path) -> subprocess.CompletedProcess[str]:
 def test_tables_are_those_of_the_results() -> None:
     done = _check(ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_shows_the_same_run() -> None:
+    result = json.loads((ROOT / "bench/results/chat.json").read_text())
+    stock, vtensor = (server["summary"] for server in result["servers"])
+    counters = result["servers"][1]["vtensor"]["counters"]
+    shown = {
+        "requests": (f"{stock['requests']:,}", f"{vtensor['requests']:,}"),
+        "cached tokens": (f"{stock['cached_tokens']:,}", f"{vtensor['cached_tokens']:,}"),
+        "TTFT p50, ms": (f"{stock['ttft_p50_ms']:.1f}", f"{vtensor['ttft_p50_ms']:.1f}"),
+        "TTFT p99, ms": (f"{stock['ttft_p99_ms']:.1f}", f"{vtensor['ttft_p99_ms']:.1f}"),
+        "output tokens/s": (f"{stock['output_tokens_per_s']:.1f}", f"{vtensor['output_tokens_per_s']:.1f}"),
+        "pages aliased": ("-", f"{counters['pages_aliased']:,}"),
+        "tails extended in place": ("-", f"{counters['tails_extended']:,}"),
+    }
+    rows = [
+        line.strip("│").split("│") for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("│")
+    ]
+    found = {name.strip(): (left.strip(), right.strip()) for name, left, right in rows[1:]}
+    assert rows[0][1].strip() == "stock"
+    assert found == shown
 
 
 def test_a_changed_figure_is_found(tmp_path: Path) -> None:
