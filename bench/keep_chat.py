@@ -19,6 +19,8 @@ def kept(report: dict[str, Any]) -> dict[str, Any]:
     for name in ("model_path", "dialogues", "report"):
         if isinstance(report["workload"].get(name), str):
             report["workload"][name] = PurePath(report["workload"][name]).name
+    if report["comparison"] is None:
+        raise SystemExit("bench/keep_chat.py: the report of one server alone compares nothing")
     outputs = {tuple(request["output_ids"]) for request in report["servers"][0]["requests"]}
     report["comparison"]["distinct"] = len(outputs)
     for server in report["servers"]:

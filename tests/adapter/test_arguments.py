@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,17 @@ def test_another_pool_by_environment_is_refused(model: Path, monkeypatch: pytest
     monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
     with pytest.raises(ValueError, match="SGLANG_USE_HND_KVCACHE: unset it"):
         _parse(model, "--radix-cache-backend", "vtensor")
+
+
+def test_prefill_graphs_are_refused() -> None:
+    from vt_sglang.adapter.refusals import refuse_prefill_graph
+
+    def args(backend: str) -> Any:
+        return SimpleNamespace(cuda_graph_config=SimpleNamespace(prefill=SimpleNamespace(backend=backend)))
+
+    refuse_prefill_graph(args("disabled"))
+    with pytest.raises(ValueError, match="leave --cuda-graph-backend-prefill out"):
+        refuse_prefill_graph(args("breakable"))
 
 
 _SMALL = {

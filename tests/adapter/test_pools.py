@@ -157,3 +157,19 @@ def test_a_lora_adapter_or_salt_shares_nothing(core: KVCache) -> None:
         slot = core.bind(req.extra_key, 0, len(tokens))[0]
         core.record(slot, tokens)
         core.release(slot)
+
+
+@pytest.mark.usefixtures("plugged")
+def test_the_longest_request_must_be_mappable() -> None:
+    """One more page than can be mapped is refused; just as many are not, and can be mapped."""
+    from vt_sglang.adapter.pools import check_mappings
+
+    core = KVCache(
+        driver="host", page_bytes=4096, token_bytes=4096, slots=3, slot_tokens=40, budget_pages=64, mapping_limit=42
+    )
+    mappable = core.mappable_pages()
+    assert mappable == 20
+    check_mappings(core, mappable)
+    with pytest.raises(ValueError, match=r"takes 21 pages, .* map 20: take larger pages with --vtensor-page-bytes"):
+        check_mappings(core, mappable + 1)
+    core.release(core.bind(None, 0, mappable)[0])

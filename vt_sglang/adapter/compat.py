@@ -16,6 +16,21 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "sglang.srt.server_args.ServerArgs.__post_init__": ("self",),
     "sglang.srt.server_args.add_attention_backend_choices": ("choices",),
     "sglang.srt.layers.attention.attention_registry.register_attention_backend": ("name",),
+    "sglang.srt.layers.attention.base_attn_backend.AttentionBackend.init_forward_metadata_out_graph": (
+        "self",
+        "forward_batch",
+        "in_capture",
+    ),
+    "sglang.srt.layers.attention.base_attn_backend.AttentionBackend.init_forward_metadata_in_graph": (
+        "self",
+        "forward_batch",
+    ),
+    "sglang.srt.layers.attention.base_attn_backend.AttentionBackend.init_cuda_graph_state": (
+        "self",
+        "max_bs",
+        "max_num_tokens",
+    ),
+    "sglang.srt.layers.attention.base_attn_backend.AttentionBackend.get_cuda_graph_seq_len_fill_value": ("self",),
     "sglang.srt.utils.common.support_triton": ("backend",),
     "sglang.srt.mem_cache.registry.register_radix_cache_backend": ("name", "factory"),
     "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._init_pools": (

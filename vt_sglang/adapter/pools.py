@@ -10,7 +10,7 @@ from sglang.srt.mem_cache.allocation_sizing import get_req_to_token_extra_contex
 from sglang.srt.mem_cache.kv_cache_configurator import _InitializedPools
 from sglang.srt.runtime_context import get_parallel
 
-from vt_sglang._core import KVCache, host_mapping_limit, slot_bytes
+from vt_sglang._core import KVCache, slot_bytes
 from vt_sglang.adapter.allocator import VTensorAllocator
 from vt_sglang.adapter.arguments import wanted
 from vt_sglang.adapter.kv_pool import VTensorKVPool
@@ -62,8 +62,6 @@ def init_pools(
     slots = sizes.max_running_requests + 1  # slot 0 is SGLang's padding row
     driver = _driver(configurator)
     _check_addresses(geometry, driver, slots, context)
-    if driver == "host":
-        _check_mappings(geometry, context)
     core = KVCache(
         driver=driver,
         page_bytes=geometry.page_bytes,
@@ -73,6 +71,7 @@ def init_pools(
         budget_pages=-(-sizes.max_total_num_tokens * geometry.token_bytes // geometry.page_bytes),
         device=configurator.gpu_id,
     )
+    check_mappings(core, context)
     if core.total_tokens != sizes.max_total_num_tokens:
         raise RuntimeError(f"the pages hold {core.total_tokens} tokens, SGLang counts {sizes.max_total_num_tokens}")
     logger.info(
@@ -121,13 +120,13 @@ def _geometry(configurator: Any) -> Geometry:
     return Geometry(page_bytes=page_bytes, token_bytes=token_bytes)
 
 
-def _check_mappings(geometry: Geometry, context: int) -> None:
-    """ValueError unless the system lets the process have the mappings of one request as long as can be."""
-    pages, allowed = geometry.pages_for(context), host_mapping_limit() // 2
-    if pages > allowed:
+def check_mappings(core: KVCache, context: int) -> None:
+    """ValueError unless the longest request can be mapped where nobody else is: it would wait for ever."""
+    pages, mappable = Geometry(core.page_bytes, core.token_bytes).pages_for(context), core.mappable_pages()
+    if pages > mappable:
         raise ValueError(
-            f"a request of {context} tokens takes {pages} pages, and this system lets a process map about {allowed}: "
-            "take larger pages with --vtensor-page-bytes, lower --context-length, or raise vm.max_map_count (sysctl)"
+            f"a request of {context} tokens takes {pages} pages, and this system lets the process map {mappable}: take "
+            "larger pages with --vtensor-page-bytes, lower --context-length, or raise vm.max_map_count (sysctl)"
         )
 
 
