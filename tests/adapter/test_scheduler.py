@@ -88,7 +88,7 @@ CASES = [
     ),
     Case(
         "few mappings",
-        {"max_total_tokens": 20000},
+        {"max_total_tokens": 20000, "context_length": 430},
         workload="growing",
         environment=RECKLESS,
         mapping_limit=170,  # of which the longest request alone may need 160
