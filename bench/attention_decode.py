@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from gpu_timing import graph_seconds, read_ceiling
+from gpu_timing import graph_seconds, read_ceiling, sides_seconds
 from kv_layouts import HEAD_DIM, Paged, VirtualTensors, relative_error, rotated
 from rich.table import Table
+from sgl_kernel.flash_attn import get_scheduler_metadata
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
@@ -32,7 +33,8 @@ class DecodeShape:
 
 
 def _decode_shapes() -> list[DecodeShape]:
-    ragged = tuple(random.Random(1).randint(100, 30_000) for _ in range(128))
+    draw = random.Random(1)
+    ragged = tuple(draw.randint(100, 30_000) for _ in range(128))
     lengths = [(1, 32_768), (8, 8_192), (32, 4_096), (64, 8_192), (256, 1_024)]
     shapes = []
     for heads, kv_heads in ((32, 8), (8, 1)):
@@ -42,8 +44,24 @@ def _decode_shapes() -> list[DecodeShape]:
     return shapes
 
 
-def _fa3(shape: DecodeShape, paged: Paged, q: torch.Tensor, lengths: torch.Tensor) -> Callable[[int], torch.Tensor]:
+def _fa3(
+    shape: DecodeShape, paged: Paged, page: int, q: torch.Tensor, lengths: torch.Tensor
+) -> Callable[[int], torch.Tensor]:
+    """As SGLang calls it: how the work is shared out is computed once a forward, as the project's plan is."""
     cu_seqlens = torch.arange(len(shape.lengths) + 1, dtype=torch.int32, device="cuda")
+    schedule = get_scheduler_metadata(
+        batch_size=len(shape.lengths),
+        max_seqlen_q=1,
+        max_seqlen_k=max(shape.lengths),
+        num_heads=shape.heads,
+        num_heads_k=shape.kv_heads,
+        headdim=HEAD_DIM,
+        cache_seqlens=lengths,
+        qkv_dtype=q.dtype,
+        cu_seqlens_q=cu_seqlens,
+        page_size=page,
+        causal=True,
+    )
 
     def run(index: int) -> torch.Tensor:
         k, v = paged.buffers[index]
@@ -57,6 +75,7 @@ def _fa3(shape: DecodeShape, paged: Paged, q: torch.Tensor, lengths: torch.Tenso
             max_seqlen_q=1,
             softmax_scale=HEAD_DIM**-0.5,
             causal=True,
+            scheduler_metadata=schedule,
         )
 
     return run
@@ -111,22 +130,21 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
         lengths = torch.tensor(shape.lengths, dtype=torch.int32, device="cuda")
         q = torch.randn(len(shape.lengths), shape.heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
         row: dict[str, Any] = {"shape": shape.name, "floor_us": shape.bytes / ceiling * 1e6}
-        outputs = {}
-        for page in (1, 64):
-            run = _fa3(shape, Paged(shape.lengths, tensors, page), q, lengths)
-            outputs[page] = run(0)
-            row[f"fa3_page{page}_us"] = graph_seconds(rotated(run)) * 1e6
-        run = _triton(shape, tensors, q, lengths)
-        error = relative_error(run(0), outputs[1])
+        sides = {
+            f"fa3_page{page}": _fa3(shape, Paged(shape.lengths, tensors, page), page, q, lengths) for page in (1, 64)
+        } | {"triton": _triton(shape, tensors, q, lengths)}
+        expected = sides["fa3_page1"](0).clone()
+        error = relative_error(sides["triton"](0), expected)
         assert error < 2e-2, f"{shape.name}: kernels disagree by {error}"
-        row["triton_us"] = graph_seconds(rotated(run)) * 1e6
+        seconds = sides_seconds({name: rotated(run, tensors) for name, run in sides.items()})
+        row |= {f"{name}_us": its * 1e6 for name, its in seconds.items()}
         if sweep:
             swept = []
             for config in _configs():
                 run = _triton(shape, tensors, q, lengths, config)
-                error = relative_error(run(0), outputs[1])
+                error = relative_error(run(0), expected)
                 assert error < 2e-2, f"{shape.name}: {config}: kernels disagree by {error}"
-                swept.append((graph_seconds(rotated(run), 7) * 1e6, config))
+                swept.append((graph_seconds(rotated(run, tensors), 7) * 1e6, config))
             swept.sort(key=lambda it: it[0])
             row["sweep"] = [{"us": us} | asdict(config) for us, config in swept]
             for us, config in swept[:5]:
@@ -135,7 +153,7 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
         row["ratio"] = best / row["triton_us"]
         rows.append(row)
         print(f"{shape.name}: FA3 {best:.1f}, Triton {row['triton_us']:.1f}, floor {row['floor_us']:.1f}", flush=True)
-        del tensors, run
+        del tensors, sides
         torch.cuda.empty_cache()
     return rows
 

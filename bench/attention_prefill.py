@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from gpu_timing import graph_seconds
+from gpu_timing import graph_seconds, sides_seconds
 from kv_layouts import HEAD_DIM, Paged, VirtualTensors, relative_error, rotated
 from rich.table import Table
 from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
@@ -178,14 +178,15 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
         for name, run in sides.items():
             error = relative_error(run(0), expected)
             assert error < 2e-2, f"{shape.name}: {name} disagrees with FlashAttention-3 by {error}"
-            row[f"{name}_us"] = graph_seconds(rotated(run)) * 1e6
+        seconds = sides_seconds({name: rotated(run, batch.tensors) for name, run in sides.items()})
+        row |= {f"{name}_us": its * 1e6 for name, its in seconds.items()}
         if sweep:
             swept = []
             for config in _configs():
                 run = _triton(shape, batch, config)
                 error = relative_error(run(0), expected)
                 assert error < 2e-2, f"{shape.name}: {config} disagrees by {error}"
-                swept.append((graph_seconds(rotated(run), 7) * 1e6, config))
+                swept.append((graph_seconds(rotated(run, batch.tensors), 7) * 1e6, config))
             swept.sort(key=lambda it: it[0])
             row["sweep"] = [{"us": us} | asdict(config) for us, config in swept]
             for us, config in swept[:4]:

@@ -3,6 +3,7 @@
 
 import json
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -24,6 +25,15 @@ def median_seconds(run: Callable[[], object], repeats: int, prepare: Callable[[]
         run()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+# Not the slash of a relative path or of an address.
+_FOLDERS = re.compile(r"(?<![\w.~:/-])/(?:[^/\s'\"=,]+/)*(?=[^/\s'\"=,])")
+
+
+def short(text: str) -> str:
+    """A command's word, or several, with only the names of what lies under absolute paths."""
+    return _FOLDERS.sub("", text)
 
 
 def _version(name: str) -> str | None:
@@ -48,7 +58,7 @@ def facts() -> dict[str, Any]:
             break
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *map(short, sys.argv[1:])]),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("vt-sglang", "sglang", "torch", "triton", "numpy")},
         "machine": {"processor": processor, "system": platform.platform(), "gpu": _gpu()},

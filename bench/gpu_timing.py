@@ -2,16 +2,14 @@
 """Times on a GPU: medians of CUDA-graph replays, and the rate at which memory can be read at all."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import triton
 import triton.language as tl
 
 
-def graph_seconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> float:
-    """Median seconds of one of `calls`, which are captured one after the other in a CUDA graph. They should read
-    different memory, more of it together than the L2 cache holds."""
+def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -23,17 +21,30 @@ def graph_seconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> f
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    for _ in range(3):
-        graph.replay()
-    times = []
-    for _ in range(replays):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(times) / len(calls)
+    return graph
+
+
+def sides_seconds(sides: Mapping[str, Sequence[Callable[[], object]]], replays: int = 15) -> dict[str, float]:
+    """Median seconds of one call of each side. A side's calls are captured one after the other in a CUDA graph; they
+    should read different memory, more of it together than the L2 cache holds. The sides take turns, so that what the
+    clocks and the memory do in the meantime is the same for all."""
+    graphs = {name: _captured(calls) for name, calls in sides.items()}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for replay in range(3 + replays):
+        for name, graph in graphs.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            if replay >= 3:
+                times[name].append(start.elapsed_time(end) / 1e3)
+    return {name: statistics.median(its) / len(sides[name]) for name, its in times.items()}
+
+
+def graph_seconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> float:
+    """The same for one side alone."""
+    return sides_seconds({"": calls}, replays)[""]
 
 
 @triton.jit

@@ -7,9 +7,10 @@ import torch
 
 HEAD_DIM = 128
 LAYERS = 32
-# Layers that a measurement goes through; the L2 cache holds 50 MB.
-ROTATED = 4
 ARENA_BYTES = 64 * 2**30
+# Layers that a measurement goes through, one after the other as a model's step does, if so much memory suffices; the L2
+# cache holds 50 MB.
+MOST_ROTATED, LEAST_ROTATED, ROTATED_BYTES = 8, 2, 24 * 2**30
 
 
 class VirtualTensors:
@@ -23,8 +24,9 @@ class VirtualTensors:
     def __init__(self, lengths: Sequence[int], kv_heads: int) -> None:
         slots, tokens = len(lengths), max(lengths)
         layer_bytes = slots * tokens * kv_heads * HEAD_DIM * 2 * 2
-        layers = max(ROTATED, min(LAYERS, ARENA_BYTES // layer_bytes))
-        self._step = layers // ROTATED
+        self.rotated = max(LEAST_ROTATED, min(MOST_ROTATED, ROTATED_BYTES // layer_bytes))
+        layers = max(self.rotated, min(LAYERS, ARENA_BYTES // layer_bytes))
+        self._step = layers // self.rotated
         self._data = torch.empty(slots, tokens, layers, 2, kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
         for slot in self._data:
             slot.normal_()
@@ -45,7 +47,7 @@ class Paged:
         for row, pages in zip(self.table, order.split(needed), strict=True):
             row[: len(pages)] = pages
         self.buffers = []
-        for index in range(ROTATED):
+        for index in range(tensors.rotated):
             pair = []
             for source in tensors.layer(index):
                 heads = source.shape[2:]
@@ -58,9 +60,9 @@ class Paged:
             self.buffers.append(pair)
 
 
-def rotated(run: Callable[[int], object]) -> list[Callable[[], object]]:
+def rotated(run: Callable[[int], object], tensors: VirtualTensors) -> list[Callable[[], object]]:
     """One call a layer."""
-    return [lambda index=index: run(index) for index in range(ROTATED)]
+    return [lambda index=index: run(index) for index in range(tensors.rotated)]
 
 
 def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:

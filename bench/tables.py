@@ -13,7 +13,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import serve_compare
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs/performance.md"
@@ -72,7 +75,10 @@ def _decode(result: dict[str, Any]) -> str:
         "floor",
         "of the floor",
     ]
-    return _markdown(header, rows)
+    over_page1 = fmean(row["fa3_page1_us"] / row["triton_us"] for row in result["results"])
+    over_better = fmean(row["ratio"] for row in result["results"])
+    mean = ["mean", "", "", "", f"{over_page1:.3f}", f"{over_better:.3f}", "", ""]
+    return _markdown(header, [*rows, mean])
 
 
 def _prefill(result: dict[str, Any]) -> str:
@@ -87,6 +93,9 @@ def _prefill(result: dict[str, Any]) -> str:
         ]
         for row in result["results"]
     ]
+    ratios = (("sglang_triton", "triton"), ("fa3_page1", "triton"), ("fa3_page1", "fa3_contiguous"))
+    means = [fmean(row[f"{over}_us"] / row[f"{us}_us"] for row in result["results"]) for over, us in ratios]
+    rows.append(["mean", "", "", "", "", f"{means[0]:.2f}", f"{means[1]:.3f}", f"{means[2]:.3f}"])
     header = ["requests: prefix + new, TFLOP/s", "FA3 page 1", "SGLang's Triton", "FA3 contiguous", "Triton"]
     return _markdown([*header, "over SGLang's", "over FA3 page 1", "FA3 contiguous over page 1"], rows)
 
@@ -131,9 +140,24 @@ def _chat(result: dict[str, Any]) -> str:
     return f"{text}\n{outputs}; cached tokens {cached}.\n"
 
 
+def _serve(result: dict[str, Any]) -> str:
+    found = result["results"]
+    alternating = "side by side, at work by turns" if found["together"] else "one after the other"
+    runs = found["repeats"] * found["runs_per_start"]
+    text = f"Medians of {runs} runs (lowest to highest), servers {alternating}.\n\n"
+    for load in found["loads"]:
+        shape = load["shape"]
+        text += (
+            f"{shape['clients']} conversations {load['name']}: {shape['turns']} turns of {shape['first_tokens']} and "
+            f"then {shape['next_tokens']} tokens, answers of {shape['output_tokens']}:\n\n"
+        )
+        text += _markdown(*serve_compare.table(load["rows"])) + "\n"
+    return f"{text}The servers, by start:\n\n{_markdown(*serve_compare.table(found['servers']))}"
+
+
 def _table(name: str) -> str:
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    make = {"tree": _tree, "decode": _decode, "prefill": _prefill}.get(name, _chat)
+    make = {"tree": _tree, "decode": _decode, "prefill": _prefill, "serve": _serve}.get(name, _chat)
     note = f"{result['note']}\n\n" if "note" in result else ""
     return f"<!-- {name} -->\n{_where(result)}{note}{make(result)}<!-- end -->"
 

@@ -88,7 +88,7 @@ class PyCache {
  public:
   PyCache(const std::string& driver, std::size_t page_bytes, std::size_t token_bytes, SlotId slots,
           std::size_t slot_tokens, PageId budget_pages, int device, const std::string& cuda_library,
-          std::size_t mapping_limit, bool inject_faults) {
+          std::size_t mapping_limit, bool exportable_pages, bool inject_faults) {
     if (token_bytes == 0) throw std::invalid_argument("token_bytes must be positive");
     if (slots < 2) throw std::invalid_argument("slots must be at least 2: slot 0 is padding");
     if (budget_pages == 0 || budget_pages == std::numeric_limits<PageId>::max())
@@ -99,7 +99,7 @@ class PyCache {
       if (driver == "host")
         made = std::make_unique<HostDriver>(page_bytes, budget_pages + 1);
       else if (driver == "cuda")
-        made = std::make_unique<CudaDriver>(device, page_bytes, budget_pages + 1, cuda_library);
+        made = std::make_unique<CudaDriver>(device, page_bytes, budget_pages + 1, cuda_library, exportable_pages);
       else
         throw std::invalid_argument("driver must be 'host' or 'cuda', not '" + driver + "'");
       if (inject_faults) {
@@ -135,11 +135,13 @@ nb::dict as_dict(const Counters& it) {
   d["tokens_matched"] = it.tokens_matched;
   d["pages_created"] = it.pages_created;
   d["pages_released"] = it.pages_released;
+  d["creations_failed"] = it.creations_failed;
   d["pages_aliased"] = it.pages_aliased;
   d["pages_adopted"] = it.pages_adopted;
   d["pages_reused"] = it.pages_reused;
   d["pages_mapped"] = it.pages_mapped;
   d["pages_unmapped"] = it.pages_unmapped;
+  d["guards_mapped"] = it.guards_mapped;
   d["tails_extended"] = it.tails_extended;
   d["tails_copied"] = it.tails_copied;
   d["nodes_evicted"] = it.nodes_evicted;
@@ -155,6 +157,7 @@ nb::dict as_dict(const Usage& it) {
   d["free_pages"] = it.free;
   d["held_pages"] = it.held;
   d["evictable_pages"] = it.evictable;
+  d["withheld_pages"] = it.withheld;
   d["slots"] = it.slots;
   d["live_slots"] = it.slots_live;
   d["nodes"] = it.nodes;
@@ -206,7 +209,8 @@ NB_MODULE(_core, m) {
   using namespace vt;
   m.doc() = "Virtual tensors: pages, mappings and the radix tree over them. vt_sglang/_core.pyi documents it.";
   nb::set_leak_warnings(false);  // a server's cache lives until its process ends
-  nb::exception<DriverError>(m, "DriverError", PyExc_RuntimeError);
+  const nb::exception<DriverError> driver_error(m, "DriverError", PyExc_RuntimeError);
+  nb::exception<OutOfMemory>(m, "OutOfMemory", driver_error);
   nb::exception<OutOfPages>(m, "OutOfPages", PyExc_RuntimeError);
   nb::exception<SlotsBusy>(m, "SlotsBusy", PyExc_RuntimeError);
   nb::exception<InvariantError>(m, "InvariantError", PyExc_AssertionError);
@@ -220,9 +224,10 @@ NB_MODULE(_core, m) {
 
   nb::class_<PyCache>(m, "KVCache")
       .def(nb::init<const std::string&, std::size_t, std::size_t, SlotId, std::size_t, PageId, int, const std::string&,
-                    std::size_t, bool>(),
+                    std::size_t, bool, bool>(),
            nb::kw_only(), "driver"_a, "page_bytes"_a, "token_bytes"_a, "slots"_a, "slot_tokens"_a, "budget_pages"_a,
-           "device"_a = 0, "cuda_library"_a = "libcuda.so.1", "mapping_limit"_a = 0, "inject_faults"_a = false)
+           "device"_a = 0, "cuda_library"_a = "libcuda.so.1", "mapping_limit"_a = 0, "exportable_pages"_a = false,
+           "inject_faults"_a = false)
       .def(
           "match",
           [](PyCache& it, const std::optional<std::string>& key, nb::handle tokens, std::optional<std::size_t> limit,
@@ -239,20 +244,21 @@ NB_MODULE(_core, m) {
           "unlock", [](PyCache& it, NodeHandle node) { unlocked([&] { it->unlock(node); }); }, "node"_a)
       .def(
           "bind",
-          [](PyCache& it, const std::optional<std::string>& key, NodeHandle node, std::size_t tokens) {
+          [](PyCache& it, const std::optional<std::string>& key, NodeHandle node, std::size_t tokens,
+             std::size_t guard_tokens) {
             const std::string name_space = name_space_key(key);
-            const auto bound = unlocked([&] { return it->bind(name_space, node, tokens); });
+            const auto bound = unlocked([&] { return it->bind(name_space, node, tokens, guard_tokens); });
             return nb::make_tuple(bound.slot, tail_name(bound.tail), bound.pages_aliased, bound.pages_mapped);
           },
-          "namespace"_a.none(), "node"_a, "tokens"_a)
+          "namespace"_a.none(), "node"_a, "tokens"_a, "guard_tokens"_a = 0)
       .def(
           "grow",
-          [](PyCache& it, const Integers& slots, const Integers& tokens) {
+          [](PyCache& it, const Integers& slots, const Integers& tokens, std::size_t guard_tokens) {
             const auto ids = convert<SlotId>(slots, "slot");
             const auto counts = convert<std::size_t>(tokens, "token count");
-            unlocked([&] { it->grow(ids, counts); });
+            unlocked([&] { it->grow(ids, counts, guard_tokens); });
           },
-          "slots"_a, "tokens"_a)
+          "slots"_a, "tokens"_a, "guard_tokens"_a = 0)
       .def(
           "pages_to_grow",
           [](PyCache& it, const Integers& slots, const Integers& tokens) {
@@ -273,11 +279,11 @@ NB_MODULE(_core, m) {
           "release", [](PyCache& it, SlotId slot) { unlocked([&] { it->release(slot); }); }, "slot"_a)
       .def(
           "begin_forward",
-          [](PyCache& it, const Integers& slots) {
+          [](PyCache& it, const Integers& slots, bool reads_guards) {
             const auto ids = convert<SlotId>(slots, "slot");
-            return unlocked([&] { return it->begin_forward(ids); });
+            return unlocked([&] { return it->begin_forward(ids, reads_guards); });
           },
-          "slots"_a)
+          "slots"_a, "reads_guards"_a = false)
       .def(
           "complete_forward",
           [](PyCache& it, std::uint64_t forward) { unlocked([&] { it->complete_forward(forward); }); }, "forward"_a)
@@ -293,6 +299,10 @@ NB_MODULE(_core, m) {
       .def(
           "make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },
           "pages"_a)
+      .def(
+          "create_ahead",
+          [](PyCache& it, std::size_t pages, bool retry) { unlocked([&] { it->create_ahead(pages, retry); }); },
+          "pages"_a, "retry"_a = false)
       .def("clear", [](PyCache& it) { unlocked([&] { it->clear(); }); })
       .def("check", [](PyCache& it) { unlocked([&] { it->check(); }); })
       .def("usage", [](PyCache& it) { return as_dict(unlocked([&] { return it->usage(); })); })
@@ -319,7 +329,9 @@ NB_MODULE(_core, m) {
           "inject_fault",
           [](PyCache& it, const std::string& operation, long successes) { it.faults().inject(operation, successes); },
           "operation"_a, "successes"_a = 0)
-      .def("clear_faults", [](PyCache& it) { it.faults().clear(); })
+      .def(
+          "limit_memory", [](PyCache& it, std::size_t pages) { it.faults().limit_memory(pages); }, "pages"_a)
+      .def("clear_faults", [](PyCache& it) { it.faults().clear_faults(); })
       .def(
           "tensor",
           [](nb::handle self, std::size_t offset, const std::vector<std::size_t>& shape,

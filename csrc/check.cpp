@@ -165,8 +165,12 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
     pinned += it.pins > 0;
   }
   VERIFY(created == pool_.created() && free == pool_.free() && held == pool_.held() && pinned == pool_.pinned() &&
-             free + held == created && pool_.evictable() == held - pinned && pool_.available() == pool_.budget() - held,
+             free + held == created && pool_.evictable() == held - pinned &&
+             pool_.available() + pool_.withheld() == pool_.budget() - held,
          "the ledger of pages does not add up");
+  VERIFY(
+      created + pool_.withheld() + pool_.creatable() == pool_.budget() && pool_.available() == free + pool_.creatable(),
+      "what is created, withheld and can be created is not the budget");
   PageId listed = 0;
   for (PageId page = pool_.oldest_free(); page != kNoPage; page = pool_.next_free(page)) ++listed;
   VERIFY(listed == free, "the list of free pages does not hold every free page");

@@ -12,8 +12,21 @@ template <typename Function>
 void look_up(void* library, Function& function, const char* name) {
   void* symbol = ::dlsym(library, name);
   if (symbol == nullptr)
-    throw DriverError(name, -1, "this CUDA driver lacks the entry point; CUDA 11.2 or newer is needed");
+    throw DriverError(name, -1,
+                      "this CUDA driver lacks the entry point; install an NVIDIA driver for CUDA 11.2 or newer");
   function = reinterpret_cast<Function>(symbol);
+}
+
+// What can be done about an error, whichever call met it; "" where that is not known.
+const char* advice(Result result) {
+  if (result == kOutOfMemory)
+    return "; nvidia-smi says who has the GPU's memory: free some, or lower --mem-fraction-static";
+  if (result == kNoDevice || result == kInvalidDevice)
+    return "; nvidia-smi lists the GPUs, of which CUDA_VISIBLE_DEVICES may hide some: choose another --base-gpu-id";
+  if (result >= kIllegalAddress && result <= kLaunchFailed)
+    return "; a kernel failed before, on which this process cannot go on: start it again, with CUDA_LAUNCH_BLOCKING=1 "
+           "to find the kernel";
+  return "";
 }
 
 }  // namespace
@@ -23,7 +36,9 @@ Api::Api(const std::string& library) {
   void* handle = ::dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = ::dlerror();
-    throw DriverError("dlopen", -1, std::string(reason ? reason : library) + "; no CUDA driver is installed here");
+    throw DriverError("dlopen", -1,
+                      std::string(reason ? reason : library) +
+                          "; no CUDA driver is installed here: install NVIDIA's, or serve with --device cpu");
   }
   look_up(handle, init, "cuInit");
   look_up(handle, get_error_name, "cuGetErrorName");
@@ -43,17 +58,20 @@ Api::Api(const std::string& library) {
   look_up(handle, unmap, "cuMemUnmap");
   look_up(handle, set_access, "cuMemSetAccess");
   look_up(handle, copy_async, "cuMemcpyDtoDAsync_v2");
+  look_up(handle, set_async, "cuMemsetD8Async");
 }
 
-void Api::check(Result result, const char* operation) const {
-  if (result == kSuccess) return;
+std::string Api::describe(Result result) const {
   const char* name = nullptr;
   const char* text = nullptr;
   get_error_name(result, &name);
   get_error_string(result, &text);
-  throw DriverError(
-      operation, result,
-      std::string(name ? name : "CUDA error " + std::to_string(result)) + (text ? ", " : "") + (text ? text : ""));
+  return std::string(name ? name : "CUDA error " + std::to_string(result)) + (text ? ", " : "") + (text ? text : "") +
+         advice(result);
+}
+
+void Api::check(Result result, const char* operation) const {
+  if (result != kSuccess) throw DriverError(operation, result, describe(result));
 }
 
 }  // namespace vt::cuda

@@ -19,11 +19,21 @@ using AllocationHandle = unsigned long long;
 
 inline constexpr Result kSuccess = 0;
 inline constexpr Result kOutOfMemory = 2;
+inline constexpr Result kNoDevice = 100;
+inline constexpr Result kInvalidDevice = 101;
+inline constexpr Result kIllegalAddress = 700;
+inline constexpr Result kLaunchFailed = 719;
 inline constexpr int kAllocationTypePinned = 1;
 inline constexpr int kLocationTypeDevice = 1;
 inline constexpr int kAccessReadWrite = 3;
-inline constexpr int kAttributeGpuDirectRdmaWithVmm =
-    110;  // CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
+inline constexpr int kHandleTypeNone = 0;
+inline constexpr int kHandleTypePosixFileDescriptor = 1;
+
+// CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED, _HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED and
+// _GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED.
+inline constexpr int kAttributeVirtualMemory = 102;
+inline constexpr int kAttributePosixHandles = 103;
+inline constexpr int kAttributeGpuDirectRdmaWithVmm = 110;
 
 struct Location {
   int type;
@@ -72,8 +82,11 @@ struct Api {
   Result (*unmap)(DevicePointer, std::size_t) = nullptr;
   Result (*set_access)(DevicePointer, std::size_t, const AccessDescription*, std::size_t) = nullptr;
   Result (*copy_async)(DevicePointer, DevicePointer, std::size_t, Stream) = nullptr;
+  Result (*set_async)(DevicePointer, unsigned char, std::size_t, Stream) = nullptr;
 
-  // Throws DriverError, naming the CUDA error, unless result is success.
+  // The CUDA error's name and text, and what can be done about it.
+  std::string describe(Result result) const;
+  // Throws DriverError, saying that, unless result is success.
   void check(Result result, const char* operation) const;
 };
 

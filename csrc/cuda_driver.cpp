@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda_driver.h"
 
+#include <algorithm>
 #include <string>
 
 #include "errors.h"
@@ -34,26 +35,54 @@ class CudaDriver::InContext {
   const cuda::Api& api_;
 };
 
-CudaDriver::CudaDriver(int device, std::size_t page_bytes, PageId max_pages, const std::string& library)
+CudaDriver::CudaDriver(int device, std::size_t page_bytes, PageId max_pages, const std::string& library,
+                       bool exportable)
     : api_(library), ordinal_(device), page_bytes_(page_bytes), max_pages_(max_pages) {
   if (max_pages == 0) throw std::invalid_argument("max_pages must be positive");
   api_.check(api_.init(0), "cuInit");
   api_.check(api_.device_get(&device_, device), "cuDeviceGet");
   properties_.type = cuda::kAllocationTypePinned;
   properties_.location = {cuda::kLocationTypeDevice, device_};
-  int rdma = 0;  // so that NICs can read and write the pages, where the device lets them
-  if (api_.device_get_attribute(&rdma, cuda::kAttributeGpuDirectRdmaWithVmm, device_) == kSuccess && rdma != 0)
-    properties_.flags.gpu_direct_rdma_capable = 1;
+  if (!supports(cuda::kAttributeVirtualMemory))
+    throw DriverError("cuDeviceGetAttribute", -1,
+                      "device " + std::to_string(device) +
+                          " has no virtual memory management; serve without --radix-cache-backend vtensor");
+  // So that NICs can read and write the pages (GPUDirect).
+  properties_.flags.gpu_direct_rdma_capable = supports(cuda::kAttributeGpuDirectRdmaWithVmm);
   std::size_t granularity = 0;
+  if (exportable && supports(cuda::kAttributePosixHandles)) {
+    properties_.requested_handle_types = cuda::kHandleTypePosixFileDescriptor;
+    if (api_.granularity(&granularity, &properties_, 0) != kSuccess)
+      properties_.requested_handle_types = cuda::kHandleTypeNone;
+  }
   api_.check(api_.granularity(&granularity, &properties_, 0), "cuMemGetAllocationGranularity");
   if (page_bytes_ == 0) page_bytes_ = granularity;
   if (granularity == 0 || page_bytes_ % granularity != 0)
     throw std::invalid_argument("page_bytes must be a multiple of this GPU's allocation granularity, " +
-                                std::to_string(granularity) + "; got " + std::to_string(page_bytes_));
+                                std::to_string(granularity) + "; got " + std::to_string(page_bytes_) +
+                                ": leave --vtensor-page-bytes out");
   handles_.resize(max_pages);
   exists_.resize(max_pages);
   in_window_.resize(max_pages);
   api_.check(api_.primary_context_retain(&context_, device_), "cuDevicePrimaryCtxRetain");
+  if (!exports_pages()) properties_.requested_handle_types = cuda::kHandleTypeNone;
+}
+
+bool CudaDriver::supports(int attribute) const {
+  int value = 0;
+  return api_.device_get_attribute(&value, attribute, device_) == kSuccess && value != 0;
+}
+
+bool CudaDriver::exports_pages() const {
+  cuda::Context popped = nullptr;
+  // Not InContext: an exception would leave the context retained.
+  if (properties_.requested_handle_types == cuda::kHandleTypeNone || api_.context_push(context_) != kSuccess)
+    return false;
+  cuda::AllocationHandle page = 0;
+  const Result result = api_.create(&page, page_bytes_, &properties_, 0);
+  if (result == kSuccess) api_.release(page);
+  api_.context_pop(&popped);
+  return result == kSuccess || result == cuda::kOutOfMemory;  // the first page that is needed tells of the latter
 }
 
 CudaDriver::~CudaDriver() {
@@ -89,7 +118,9 @@ std::uintptr_t CudaDriver::reserve(std::size_t bytes) {
 
 void CudaDriver::create(PageId page) {
   const InContext in_context(api_, context_);
-  api_.check(api_.create(&handles_[page], page_bytes_, &properties_, 0), "cuMemCreate");
+  const Result result = api_.create(&handles_[page], page_bytes_, &properties_, 0);
+  if (result == cuda::kOutOfMemory) throw OutOfMemory("cuMemCreate", result, api_.describe(result));
+  api_.check(result, "cuMemCreate");
   exists_[page] = true;
   ++created_;
 }
@@ -125,7 +156,9 @@ void CudaDriver::map(std::span<const MapOperation> operations) {
   const InContext in_context(api_, context_);
   const char* failed = nullptr;
   Result result = kSuccess;
+  MapOperation culprit{};
   for (std::size_t i = 0; failed == nullptr && i < operations.size(); ++i) {
+    culprit = operations[i];
     if ((result = unmap_one(operations[i].address)) != kSuccess)
       failed = "cuMemUnmap";
     else if ((result = map_one(operations[i].address, operations[i].page)) != kSuccess)
@@ -136,13 +169,21 @@ void CudaDriver::map(std::span<const MapOperation> operations) {
   for (std::size_t first = 0; failed == nullptr && first < operations.size();) {
     std::size_t last = first + 1;  // one call sets the access of neighbours
     while (last < operations.size() && operations[last].address == operations[last - 1].address + page_bytes_) ++last;
-    if ((result = allow_access(operations[first].address, (last - first) * page_bytes_)) != kSuccess)
+    if ((result = allow_access(operations[first].address, (last - first) * page_bytes_)) != kSuccess) {
       failed = "cuMemSetAccess";
+      culprit = operations[first];
+    }
     first = last;
   }
   if (failed == nullptr) return;
+  const auto mapped = std::count(mapped_.begin(), mapped_.end(), true);
   for (const MapOperation& operation : operations) unmap_one(operation.address);
-  api_.check(result, failed);
+  const std::string what = api_.describe(result) + " (page " + std::to_string(culprit.page) + " of " +
+                           std::to_string(created_) + ", at page index " + std::to_string(index(culprit.address)) +
+                           " of " + std::to_string(mapped_.size()) + ", of which " + std::to_string(mapped) +
+                           " are mapped)";
+  if (result == cuda::kOutOfMemory) throw OutOfMemory(failed, result, what);  // page tables take memory as well
+  throw DriverError(failed, result, what);
 }
 
 void CudaDriver::unmap(std::uintptr_t address) {
@@ -156,14 +197,23 @@ void CudaDriver::copy(std::uintptr_t destination, PageId source, std::size_t byt
     api_.check(api_.address_reserve(&window_, page_bytes_ * max_pages_, kAnyAlignment, 0, 0), "cuMemAddressReserve");
   const cuda::DevicePointer from = window_ + source * page_bytes_;
   if (!in_window_[source]) {
-    api_.check(map_one(from, source), "cuMemMap");
-    if (const Result result = allow_access(from, page_bytes_); result != kSuccess) {
-      api_.unmap(from, page_bytes_);
-      api_.check(result, "cuMemSetAccess");
+    const char* failed = "cuMemMap";
+    Result result = map_one(from, source);
+    if (result == kSuccess) {
+      failed = "cuMemSetAccess";
+      result = allow_access(from, page_bytes_);
+      if (result != kSuccess) api_.unmap(from, page_bytes_);
     }
+    if (result == cuda::kOutOfMemory) throw OutOfMemory(failed, result, api_.describe(result));
+    api_.check(result, failed);
     in_window_[source] = true;
   }
   api_.check(api_.copy_async(destination, from, bytes, stream_), "cuMemcpyDtoDAsync");
+}
+
+void CudaDriver::clear(std::uintptr_t address) {
+  const InContext in_context(api_, context_);
+  api_.check(api_.set_async(address, 0, page_bytes_, stream_), "cuMemsetD8Async");
 }
 
 }  // namespace vt

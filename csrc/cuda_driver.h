@@ -14,7 +14,8 @@ class CudaDriver final : public Driver {
  public:
   // page_bytes: a multiple of the device's allocation granularity, 2 MiB on every GPU seen; 0 takes the granularity.
   // library: what to load the CUDA driver from, "libcuda.so.1" but in tests.
-  CudaDriver(int device, std::size_t page_bytes, PageId max_pages, const std::string& library);
+  // exportable: pages whose handles can be exported as file descriptors, where the device and this machine let them.
+  CudaDriver(int device, std::size_t page_bytes, PageId max_pages, const std::string& library, bool exportable);
   ~CudaDriver() override;
 
   std::string name() const override { return "cuda"; }
@@ -27,12 +28,16 @@ class CudaDriver final : public Driver {
   void map(std::span<const MapOperation> operations) override;
   void unmap(std::uintptr_t address) override;
   void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override;
+  void clear(std::uintptr_t address) override;
   void set_stream(std::uintptr_t stream) override { stream_ = reinterpret_cast<cuda::Stream>(stream); }
   std::size_t physical_bytes() const override { return created_ * page_bytes_; }
 
  private:
   class InContext;  // makes the device's primary context current for a scope
 
+  bool supports(int attribute) const;
+  // Whether pages with the handles asked for can really be had: containers may refuse what the device supports.
+  bool exports_pages() const;
   std::size_t index(cuda::DevicePointer address) const { return (address - range_) / page_bytes_; }
   cuda::Result map_one(cuda::DevicePointer address, PageId page);
   cuda::Result unmap_one(cuda::DevicePointer address);

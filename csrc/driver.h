@@ -33,11 +33,13 @@ class Driver {
   // Reserves one range of addresses, once. Freed, with all that is mapped in it, by the destructor.
   virtual std::uintptr_t reserve(std::size_t bytes) = 0;
 
-  // Takes the page's physical memory, or gives it back. A page is released only when it is mapped nowhere.
+  // Takes the page's physical memory, or gives it back. A page is released only when it is mapped nowhere. create
+  // throws OutOfMemory where there is none left for the page.
   virtual void create(PageId page) = 0;
   virtual void release(PageId page) = 0;
 
-  // Maps pages, in place of what is mapped there now. On failure every address of the batch is left unmapped.
+  // Maps pages, in place of what is mapped there now. On failure every address of the batch is left unmapped; it is
+  // OutOfMemory where there is none for what the mapping itself takes.
   virtual void map(std::span<const MapOperation> operations) = 0;
   // Unmaps the page at this address. One at a time, so that it is known what a failure left mapped. An address that
   // maps nothing is passed over.
@@ -47,6 +49,9 @@ class Driver {
   // before returning (host). The source need not be mapped anywhere.
   virtual void copy(std::uintptr_t destination, PageId source, std::size_t bytes) = 0;
   virtual void set_stream(std::uintptr_t /*stream*/) {}
+  // Fills a newly created page, mapped at this address, with zeros, in the same order as copies. Memory of the host
+  // comes as zeros.
+  virtual void clear(std::uintptr_t /*address*/) {}
 
   // Bytes of physical memory that the system says the created pages occupy now.
   virtual std::size_t physical_bytes() const = 0;

@@ -20,6 +20,12 @@ class DriverError : public std::runtime_error {
   int code_;
 };
 
+// There is no memory for another page, whatever the budget allows: others have taken it.
+class OutOfMemory : public DriverError {
+ public:
+  using DriverError::DriverError;
+};
+
 // Fewer pages are free or evictable than a bind or a growth needs. Nothing was changed.
 class OutOfPages : public std::runtime_error {
  public:

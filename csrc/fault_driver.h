@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -17,9 +18,15 @@ class FaultDriver final : public Driver {
  public:
   explicit FaultDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)) {}
 
-  // The call of this kind ("create", "release", "map", "unmap" or "copy") after `successes` more of it fails, once.
+  // The call of this kind ("create", "release", "map", "unmap", "copy" or "clear") after `successes` more of it fails,
+  // once.
   void inject(const std::string& operation, long successes) { countdown_.at(index(operation)) = successes; }
-  void clear() { countdown_.fill(kNever); }
+  // Creating a page fails for lack of memory while so many pages exist.
+  void limit_memory(std::size_t pages) { memory_ = pages; }
+  void clear_faults() {
+    countdown_.fill(kNever);
+    memory_ = kEndless;
+  }
 
   std::string name() const override { return inner_->name(); }
   std::size_t page_bytes() const override { return inner_->page_bytes(); }
@@ -27,11 +34,14 @@ class FaultDriver final : public Driver {
   std::uintptr_t reserve(std::size_t bytes) override { return inner_->reserve(bytes); }
   void create(PageId page) override {
     fail_or_pass("create");
+    if (created_ >= memory_) throw OutOfMemory("create", -1, "injected lack of memory");
     inner_->create(page);
+    ++created_;
   }
   void release(PageId page) override {
     fail_or_pass("release");
     inner_->release(page);
+    --created_;
   }
   void map(std::span<const MapOperation> operations) override {
     try {
@@ -50,15 +60,20 @@ class FaultDriver final : public Driver {
     fail_or_pass("copy");
     inner_->copy(destination, source, bytes);
   }
+  void clear(std::uintptr_t address) override {
+    fail_or_pass("clear");
+    inner_->clear(address);
+  }
   void set_stream(std::uintptr_t stream) override { inner_->set_stream(stream); }
   std::size_t physical_bytes() const override { return inner_->physical_bytes(); }
   std::size_t mapping_limit() const override { return inner_->mapping_limit(); }
 
  private:
   static constexpr long kNever = -1;
+  static constexpr std::size_t kEndless = std::numeric_limits<std::size_t>::max();
 
   static std::size_t index(const std::string& operation) {
-    static const std::array<std::string, 5> kinds{"create", "release", "map", "unmap", "copy"};
+    static const std::array<std::string, 6> kinds{"create", "release", "map", "unmap", "copy", "clear"};
     for (std::size_t i = 0; i < kinds.size(); ++i)
       if (kinds[i] == operation) return i;
     throw std::invalid_argument("no such driver operation: " + operation);
@@ -70,7 +85,9 @@ class FaultDriver final : public Driver {
   }
 
   std::unique_ptr<Driver> inner_;
-  std::array<long, 5> countdown_{kNever, kNever, kNever, kNever, kNever};
+  std::size_t memory_ = kEndless;  // pages
+  std::size_t created_ = 0;
+  std::array<long, 6> countdown_{kNever, kNever, kNever, kNever, kNever, kNever};
 };
 
 }  // namespace vt

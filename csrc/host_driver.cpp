@@ -21,9 +21,12 @@ namespace {
 constexpr int kReserveFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
 [[noreturn]] void fail(const char* operation, int code) {
-  std::string reason = std::strerror(code);
+  const std::string reason = std::strerror(code);
   if (code == ENOSPC || code == ENOMEM)
-    reason += " (the machine has no memory left for another page: lower --max-total-tokens or --mem-fraction-static)";
+    throw OutOfMemory(operation, code,
+                      reason +
+                          " (the machine has no memory left for another page: lower --max-total-tokens or "
+                          "--mem-fraction-static)");
   throw DriverError(operation, code, reason);
 }
 

@@ -12,6 +12,9 @@ namespace vt {
 namespace {
 
 constexpr SlotId kPaddingSlot = 0;
+// After a page could not be created. Counted and not timed, so that the same calls always do the same (invariant 7);
+// a second or two of decoding.
+constexpr std::uint64_t kForwardsBeforeRetry = 64;
 
 }  // namespace
 
@@ -26,10 +29,13 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
       tree_(pool_, geometry, slots),
       slots_(slots) {
   // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
+  pool_.create();
   const PageId page = pool_.take();
   std::vector<Change> padding;
   for (std::uint32_t index = 0; index < geometry_.pages_for(1); ++index) padding.push_back({kPaddingSlot, index, page});
   arena_.map(padding);
+  driver_->clear(arena_.address(kPaddingSlot, 0));
+  pool_[page].cleared = true;
   pool_.hold(page, true);
   slots_[kPaddingSlot].state = State::kPadding;
   for (SlotId slot = 1; slot < slots; ++slot) slots_[slot].idle = idle_.insert(idle_.end(), slot);
@@ -55,7 +61,9 @@ KVCache::Match KVCache::match(const std::string& name_space, std::span<const Tok
 
 bool KVCache::fits(const Node* node, std::size_t total_tokens) const {
   if (total_tokens <= node->end) return true;
-  return node->path_pages + geometry_.pages_for(total_tokens) - geometry_.page_of(node->end) <= budget_;
+  // A sequence longer than memory is left for may still end early: it only must not waste what there is.
+  const std::size_t pages = budget_ - pool_.withheld();
+  return node->path_pages + std::min(geometry_.pages_for(total_tokens), pages) - geometry_.page_of(node->end) <= pages;
 }
 
 void KVCache::lock(NodeHandle node) {
@@ -112,10 +120,14 @@ std::size_t KVCache::room_for_mappings() const {
 
 bool KVCache::make_room(std::size_t pages) {
   const std::lock_guard guard(mutex_);
-  if (pool_.available() + pool_.evictable() < pages) return false;
   if (arena_.runs() + 2 * pages > arena_.mapping_limit() && room_for_mappings() < pages) return false;
-  require(pages);
-  return true;
+  return free_pages(pages);
+}
+
+void KVCache::create_ahead(std::size_t pages, bool retry) {
+  const std::lock_guard guard(mutex_);
+  retry_withheld(retry);
+  create_pages(pages);
 }
 
 void KVCache::clear() {
@@ -127,7 +139,8 @@ void KVCache::clear() {
 
 // ---- a request's life
 
-KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, std::size_t tokens) {
+KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, std::size_t tokens,
+                             std::size_t guard_tokens) {
   const std::lock_guard guard(mutex_);
   Node* node = handle == 0 ? nullptr : tree_.at(handle);
   const std::size_t matched = node == nullptr ? 0 : node->end;
@@ -164,8 +177,10 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   for (std::size_t index = 0; index < shared; ++index) change_unless_mapped(index, path[index]);
   const std::size_t aliased_by_mapping = changes.size();
   for (const Fresh& it : fresh) reused += !change_unless_mapped(it.index, it.page);
+  const std::size_t guards = add_guards(slot, tokens, guard_tokens, changes);
   try {
     map(changes, slot);
+    clear_created(fresh);
     if (tail == Tail::kCopied) driver_->copy(arena_.address(slot, shared), path.back(), geometry_.tail_bytes(matched));
   } catch (const DriverError&) {
     give_back(fresh);
@@ -199,14 +214,16 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   counters_.pages_reused += reused;
   counters_.tails_extended += tail == Tail::kExtended;
   counters_.tails_copied += tail == Tail::kCopied;
+  counters_.guards_mapped += guards;
   return {slot, tail, shared, changes.size()};
 }
 
-void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens) {
+void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens, std::size_t guard_tokens) {
   const std::lock_guard guard(mutex_);
   if (slots.size() != tokens.size()) throw std::invalid_argument("grow takes one token count per slot");
   ++growths_;
   std::vector<Fresh> fresh;
+  std::vector<Change> changes;
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const Slot& it = live(slots[i]);
     if (tokens[i] < it.tokens || tokens[i] > arena_.slot_tokens())
@@ -217,22 +234,31 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     slots_[slots[i]].seen = growths_;
     const std::size_t pages = geometry_.pages_for(tokens[i]);
     for (std::size_t index = it.pages; index < pages; ++index) fresh.push_back({slots[i], index});
+    add_guards(slots[i], tokens[i], guard_tokens, changes);
   }
+  const std::size_t guards = changes.size();
   if (!fresh.empty()) {
     require(fresh.size());
     acquire(fresh);
-    std::vector<Change> changes;
-    for (const Fresh& it : fresh)
-      if (arena_.mapped(it.slot, it.index) != it.page)
-        changes.push_back({it.slot, static_cast<std::uint32_t>(it.index), it.page});
-    try {
-      map(changes, kNoSlot);
-    } catch (const DriverError&) {
+    for (const Fresh& it : fresh) {
+      const PageId mapped = arena_.mapped(it.slot, it.index);
+      if (mapped == it.page) continue;
+      changes.push_back({it.slot, static_cast<std::uint32_t>(it.index), it.page});
+      if (mapped == kNoPage || slots_[it.slot].guard_reader <= completed_) continue;
       give_back(fresh);
-      throw;
+      throw SlotsBusy("a forward may be reading behind slot " + std::to_string(it.slot) + "; complete forward " +
+                      std::to_string(slots_[it.slot].guard_reader) + " first");
     }
-    counters_.pages_reused += fresh.size() - changes.size();
   }
+  try {
+    map(changes, kNoSlot);
+    clear_created(fresh);
+  } catch (const DriverError&) {
+    give_back(fresh);
+    throw;
+  }
+  counters_.guards_mapped += guards;
+  counters_.pages_reused += fresh.size() - (changes.size() - guards);
   for (const Fresh& it : fresh) {
     pool_.hold(it.page, true);
     pool_[it.page].writer = it.slot;
@@ -311,11 +337,14 @@ void KVCache::make_idle(SlotId slot) {
 
 // ---- forwards
 
-std::uint64_t KVCache::begin_forward(std::span<const SlotId> slots) {
+std::uint64_t KVCache::begin_forward(std::span<const SlotId> slots, bool reads_guards) {
   const std::lock_guard guard(mutex_);
   for (const SlotId slot : slots) live(slot);
   ++begun_;
-  for (const SlotId slot : slots) slots_[slot].last_forward = begun_;
+  for (const SlotId slot : slots) {
+    slots_[slot].last_forward = begun_;
+    if (reads_guards) slots_[slot].guard_reader = begun_;
+  }
   return begun_;
 }
 
@@ -349,32 +378,75 @@ SlotId KVCache::choose_slot(const Node* node) const {
   return idle_.front();
 }
 
+bool KVCache::create_page() {
+  try {
+    pool_.create();
+  } catch (const OutOfMemory&) {
+    retry_at_ = begun_ + kForwardsBeforeRetry;
+    ++counters_.creations_failed;
+    return false;
+  }
+  ++counters_.pages_created;
+  return true;
+}
+
+void KVCache::create_pages(std::size_t pages) {
+  while (pool_.free() < pages && pool_.creatable() > 0 && create_page()) {
+  }
+}
+
+void KVCache::retry_withheld(bool now) {
+  if (pool_.withheld() > 0 && (now || begun_ >= retry_at_)) create_page();
+}
+
+// Creates and evicts until this many pages are free, so that taking them cannot fail. False where that cannot be.
+bool KVCache::free_pages(std::size_t pages) {
+  const auto deliverable = [&] { return pool_.available() + pool_.evictable() >= pages; };
+  retry_withheld(false);
+  if (!deliverable()) return false;
+  create_pages(pages);
+  if (!deliverable()) return false;
+  if (pool_.available() < pages) evict_pages(pages - pool_.available());
+  return true;
+}
+
 void KVCache::require(std::size_t pages) {
-  const PageId available = pool_.available();
-  if (available >= pages) return;
-  if (available + pool_.evictable() < pages) throw OutOfPages(pages, available + pool_.evictable());
-  evict_pages(pages - available);
+  if (!free_pages(pages)) throw OutOfPages(pages, pool_.available() + pool_.evictable());
 }
 
 void KVCache::acquire(std::vector<Fresh>& fresh) {
   // First those that cost no driver call, before take() can hand one of them to another index.
   for (Fresh& it : fresh)
     if (const PageId page = arena_.mapped(it.slot, it.index); page != kNoPage && pool_.claim(page)) it.page = page;
-  const PageId created = pool_.created();
-  try {
-    for (Fresh& it : fresh)
-      if (it.page == kNoPage) it.page = pool_.take();
-  } catch (...) {
-    counters_.pages_created += pool_.created() - created;
-    give_back(fresh);
-    throw;
-  }
-  counters_.pages_created += pool_.created() - created;
+  for (Fresh& it : fresh)
+    if (it.page == kNoPage) it.page = pool_.take();
 }
 
 void KVCache::give_back(const std::vector<Fresh>& fresh) {
   for (const Fresh& it : fresh)
     if (it.page != kNoPage) pool_.give_back(it.page);
+}
+
+// Zeros where a page is new, so that nothing is ever read that was never written: 0 times a stray NaN is not 0.
+void KVCache::clear_created(const std::vector<Fresh>& fresh) {
+  for (const Fresh& it : fresh) {
+    if (pool_[it.page].cleared) continue;
+    driver_->clear(arena_.address(it.slot, it.index));
+    pool_[it.page].cleared = true;
+  }
+}
+
+// Adds what has to be mapped so that this many tokens behind a slot's last can be read. Returns how many pages.
+std::size_t KVCache::add_guards(SlotId slot, std::size_t tokens, std::size_t guard_tokens,
+                                std::vector<Change>& changes) const {
+  if (guard_tokens == 0) return 0;
+  const std::size_t before = changes.size();
+  const std::size_t left = arena_.slot_tokens() - tokens;
+  const std::size_t end = geometry_.pages_for(tokens + std::min(guard_tokens, left));
+  for (std::size_t index = geometry_.pages_for(tokens); index < end; ++index)
+    if (arena_.mapped(slot, index) == kNoPage)
+      changes.push_back({slot, static_cast<std::uint32_t>(index), arena_.mapped(kPaddingSlot, 0)});
+  return changes.size() - before;
 }
 
 void KVCache::map(std::span<const Change> changes, SlotId binding) {
@@ -397,7 +469,7 @@ void KVCache::shed(std::span<const Change> changes, SlotId binding) {
     idle_.splice(idle_.begin(), idle_, slots_[slot].idle);
   }
   for (SlotId slot = 0; slot < slots_.size() && !enough(); ++slot) {
-    if (slots_[slot].state != State::kLive) continue;
+    if (slots_[slot].state != State::kLive || slots_[slot].guard_reader > completed_) continue;
     // What lies past its pages, but for those that the growth under way has claimed where they are mapped.
     std::size_t first = arena_.extent(slot);
     while (first > slots_[slot].pages &&
@@ -420,6 +492,10 @@ std::size_t KVCache::trim(std::size_t keep) {
   for (const auto& [forward, slot] : draining_)
     for (std::size_t index = 0; index < arena_.extent(slot); ++index)
       if (const PageId page = arena_.mapped(slot, index); page != kNoPage) untouchable[page] = true;
+  for (SlotId slot = 0; slot < slots_.size(); ++slot)
+    if (slots_[slot].state == State::kLive && slots_[slot].guard_reader > completed_)
+      for (std::size_t index = slots_[slot].pages; index < arena_.extent(slot); ++index)
+        if (const PageId page = arena_.mapped(slot, index); page != kNoPage) untouchable[page] = true;
   std::vector<bool> chosen(pool_.budget());
   std::vector<PageId> pages;
   for (PageId page = pool_.oldest_free(); page != kNoPage && pool_.free() - pages.size() > keep;
@@ -443,9 +519,18 @@ std::size_t KVCache::trim(std::size_t keep) {
 
 Usage KVCache::usage() const {
   const std::lock_guard guard(mutex_);
-  return {
-      budget_,     pool_.created(), pool_.free(),   pool_.held(), pool_.evictable(), static_cast<SlotId>(slots_.size()),
-      live_slots_, tree_.nodes(),   tree_.tokens(), live_tokens_, arena_.runs()};
+  return {budget_,
+          pool_.created(),
+          pool_.free(),
+          pool_.held(),
+          pool_.evictable(),
+          pool_.withheld(),
+          static_cast<SlotId>(slots_.size()),
+          live_slots_,
+          tree_.nodes(),
+          tree_.tokens(),
+          live_tokens_,
+          arena_.runs()};
 }
 
 Counters KVCache::counters() const {
@@ -466,11 +551,11 @@ std::size_t KVCache::evictable_tokens() const {
   return geometry_.tokens_in(pool_.available() + pool_.evictable()) - geometry_.tokens_in(pool_.available());
 }
 
-// Counted from the pinned pages and not as what is left over, so that the sum proves something: it misses the total
-// when a page is lost, and when a request that SGLang has forgotten still holds its slot.
+// Counted from the pinned and withheld pages and not as what is left over, so that the sum proves something: it misses
+// the total when a page is lost, and when a request that SGLang has forgotten still holds its slot.
 std::size_t KVCache::protected_tokens() const {
   const std::lock_guard guard(mutex_);
-  return total_tokens() - geometry_.tokens_in(budget_ - (pool_.pinned() - 1)) - live_tokens_;
+  return total_tokens() - geometry_.tokens_in(budget_ - (pool_.pinned() - 1) - pool_.withheld()) - live_tokens_;
 }
 
 SlotId KVCache::idle_slots() const {

@@ -30,12 +30,14 @@ struct Counters {
   std::uint64_t binds = 0;
   std::uint64_t tokens_matched = 0;  // tokens that binds found in the tree
   std::uint64_t pages_created = 0;
-  std::uint64_t pages_released = 0;  // given back to the driver
-  std::uint64_t pages_aliased = 0;   // shared with the tree by a bind
-  std::uint64_t pages_adopted = 0;   // those of them that the slot mapped already
-  std::uint64_t pages_reused = 0;    // free pages that the slot mapped already
+  std::uint64_t pages_released = 0;    // given back to the driver
+  std::uint64_t creations_failed = 0;  // for lack of memory
+  std::uint64_t pages_aliased = 0;     // shared with the tree by a bind
+  std::uint64_t pages_adopted = 0;     // those of them that the slot mapped already
+  std::uint64_t pages_reused = 0;      // free pages that the slot mapped already
   std::uint64_t pages_mapped = 0;
   std::uint64_t pages_unmapped = 0;  // taken out of a mapping or replaced in it
+  std::uint64_t guards_mapped = 0;   // those mapped only so that what lies behind a sequence can be read
   std::uint64_t tails_extended = 0;  // partly filled pages that a bind went on filling in place
   std::uint64_t tails_copied = 0;    // partly filled pages that a bind copied
   std::uint64_t nodes_evicted = 0;
@@ -45,7 +47,7 @@ struct Counters {
 
 // Now, in pages and tokens.
 struct Usage {
-  PageId budget, created, free, held, evictable;
+  PageId budget, created, free, held, evictable, withheld;
   SlotId slots, slots_live;
   std::size_t nodes, tree_tokens, live_tokens;
   std::size_t mapping_runs;
@@ -81,9 +83,11 @@ class KVCache {
   };
   // Takes an idle slot, backs its first `tokens` tokens, the path of `node` (at least as long as the path, which
   // must be locked) shared and the rest new. Evicts if need be. Throws OutOfPages, SlotsBusy or DriverError.
-  Bound bind(const std::string& name_space, NodeHandle node, std::size_t tokens);
-  // Backs each live slot up to so many tokens; all of them or none. Evicts if need be.
-  void grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens);
+  // So many guard_tokens behind the last may be read then, whatever they hold: where nothing is mapped, the padding
+  // page is.
+  Bound bind(const std::string& name_space, NodeHandle node, std::size_t tokens, std::size_t guard_tokens);
+  // Backs each live slot up to so many tokens; all of them or none. Evicts if need be. Guards as bind does.
+  void grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens, std::size_t guard_tokens);
   // Pages that such a growth would take.
   std::size_t pages_to_grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens) const;
 
@@ -100,19 +104,24 @@ class KVCache {
 
   // Forwards are numbered in the order they are launched. A slot that one uses is not bound anew before the
   // forward is completed.
-  std::uint64_t begin_forward(std::span<const SlotId> slots);
+  // Where it reads guards too, they are not replaced before it is completed: grow throws SlotsBusy.
+  std::uint64_t begin_forward(std::span<const SlotId> slots, bool reads_guards);
   void complete_forward(std::uint64_t forward);
 
   // Evicts until this many more pages can be taken than now, or nothing is left to evict. Returns tokens evicted.
   std::size_t evict(std::size_t pages);
   // The same until this many more tokens are available.
   std::size_t evict_tokens(std::size_t tokens);
-  // Evicts, if need be, so that this many pages can be taken; false, and nothing evicted, if that cannot be or if they
-  // could not be mapped.
+  // Creates pages and evicts, if need be, so that this many are free: the next binds and growths that take no more
+  // cannot fail for lack of memory. False, and nothing evicted, if that cannot be or if they could not be mapped.
   bool make_room(std::size_t pages);
+  // Creates pages until this many are free, as far as the budget and the memory go. What could not be created is
+  // withheld from then on; `retry` asks again at once and not only after a while.
+  void create_ahead(std::size_t pages, bool retry);
   // Pages that can be mapped besides those of live and draining slots, after shedding all else.
   std::size_t mappable_pages() const;
-  // Gives free pages back to the driver until this many are left; pages of slots in flight are passed over.
+  // Gives free pages back to the driver until this many are left; pages of slots in flight are passed over. The source
+  // of a tail's copy is not known to be in use: copies that were queued must have come to their end.
   // Returns pages given back.
   std::size_t trim(std::size_t keep);
   // Forgets every recorded sequence. No slot may be live and no node locked.
@@ -157,6 +166,7 @@ class KVCache {
     // and would let another extend it over what is read.
     Node* path = nullptr;
     std::uint64_t last_forward = 0;
+    std::uint64_t guard_reader = 0;    // the last forward that reads behind its tokens
     std::uint64_t seen = 0;            // the growth that looked at it last
     std::list<SlotId>::iterator idle;  // place in idle_, while idle
   };
@@ -175,9 +185,15 @@ class KVCache {
   const Slot& live(SlotId slot) const;
   bool fits(const Node* node, std::size_t total_tokens) const;
   SlotId choose_slot(const Node* node) const;
+  bool create_page();
+  void create_pages(std::size_t pages);
+  void retry_withheld(bool now);
+  bool free_pages(std::size_t pages);
   void require(std::size_t pages);
   void acquire(std::vector<Fresh>& fresh);
   void give_back(const std::vector<Fresh>& fresh);
+  void clear_created(const std::vector<Fresh>& fresh);
+  std::size_t add_guards(SlotId slot, std::size_t tokens, std::size_t guard_tokens, std::vector<Change>& changes) const;
   void map(std::span<const Change> changes, SlotId binding);
   void shed(std::span<const Change> changes, SlotId binding);
   std::size_t evict_pages(std::size_t pages);
@@ -199,6 +215,7 @@ class KVCache {
   std::uint64_t begun_ = 0;
   std::uint64_t completed_ = 0;
   std::uint64_t growths_ = 0;
+  std::uint64_t retry_at_ = 0;  // the forward from which on it is tried again to create a page that is withheld
   Counters counters_;
 };
 

@@ -12,20 +12,27 @@ PagePool::PagePool(Driver& driver, PageId budget) : driver_(driver), pages_(budg
   for (PageId page = 0; page < budget; ++page) uncreated_[page] = page;  // ascending order is a valid heap
 }
 
-PageId PagePool::take() {
-  if (free_head_ != kNoPage) {
-    const PageId page = free_head_;
-    claim(page);
-    return page;
-  }
-  if (uncreated_.empty()) throw OutOfPages(1, 0);
+void PagePool::create() {
+  if (uncreated_.empty()) throw InvariantError("every page is created already");
   const PageId page = uncreated_.front();
-  driver_.create(page);
+  try {
+    driver_.create(page);
+  } catch (const OutOfMemory&) {
+    withheld_ = static_cast<PageId>(uncreated_.size());
+    throw;
+  }
   std::pop_heap(uncreated_.begin(), uncreated_.end(), std::greater<>());
   uncreated_.pop_back();
   pages_[page].created = true;
   ++created_;
-  ++taken_;
+  withheld_ = 0;
+  append(page);
+}
+
+PageId PagePool::take() {
+  const PageId page = free_head_;
+  if (page == kNoPage) throw InvariantError("a page was to be taken where none is free");
+  claim(page);
   return page;
 }
 

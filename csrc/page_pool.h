@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // Physical pages and the one ledger over them.
 //
-//   not created --take--> taken --hold--> held (count = holders) --last drop--> free --take--> ...
-//        ^                  |                                                    |
-//        |                  +------------------- give_back ---------------------+
-//        +----------------------------------- destroy --------------------------+
+//   not created --create--> free --take--> taken --hold--> held (count = holders)
+//        ^                   | ^             |               |
+//        +----- destroy -----+ +- give_back -+               |
+//                              +--------- last drop ---------+
+//
+// Where the driver has no memory for another page, those that are not created are withheld: they cannot be taken, and
+// the ledger shows it, until a page can be created again.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +23,7 @@ struct Page {
   std::uint32_t recorded = 0;  // bytes, from the page's start, that tree nodes use
   SlotId writer = kNoSlot;     // the one slot that may write past `recorded` (invariant 4)
   bool created = false;
+  bool cleared = false;       // its memory was filled with zeros since it was created
   PageId previous = kNoPage;  // neighbours in the free list
   PageId next = kNoPage;
 };
@@ -30,7 +34,10 @@ class PagePool {
   // budget: how many pages may exist at one time.
   PagePool(Driver& driver, PageId budget);
 
-  // A page that nobody holds: the one longest free, else a new one. Throws OutOfPages or DriverError.
+  // Makes one page more, free. Throws DriverError; where that is OutOfMemory, all that are not created are withheld.
+  // A success ends that. Some page must be left to create, withheld or not.
+  void create();
+  // The page longest free; one must be.
   PageId take();
   // Takes this very page; false if it is not free.
   bool claim(PageId page);
@@ -66,8 +73,12 @@ class PagePool {
   PageId pinned() const { return pinned_; }
   // Held pages that no pin protects: evicting every unlocked node frees exactly these.
   PageId evictable() const { return evictable_; }
+  // Pages not created that cannot be taken, because there was no memory for one of them.
+  PageId withheld() const { return withheld_; }
+  // Pages not created that can be taken as far as is known.
+  PageId creatable() const { return budget() - created_ - withheld_; }
   // Pages that can be taken now without evicting.
-  PageId available() const { return budget() - held_ - taken_; }
+  PageId available() const { return budget() - held_ - taken_ - withheld_; }
 
  private:
   void unlink(PageId page);
@@ -79,6 +90,7 @@ class PagePool {
   PageId free_head_ = kNoPage;
   PageId free_tail_ = kNoPage;
   PageId created_ = 0;
+  PageId withheld_ = 0;
   PageId free_ = 0;
   PageId taken_ = 0;
   PageId held_ = 0;

@@ -10,19 +10,51 @@ sink adds exp(sink - max s) to the denominator (arXiv 2309.17453). A token's K i
 Split over the tokens: each worker (tiles.py) keeps a running maximum and sum (online softmax, arXiv 1805.02867). Where
 its run holds a request whole, it writes the output; else a partial result, which merge.py combines
 (arXiv 2205.14135, section 3.1).
+
+Tiles are read through the tensor memory accelerator (TMA), by descriptors of the whole arena. What follows a request
+need not be memory at all, so its last tile is moved back to end where the request ends, and what the tile before had is
+masked. Requests shorter than a tile are read by masked loads.
 """
 
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .merge import merge_kernel
 from .numerics import LOG2E, tanh
 from .tiles import DecodePlan, first_visible, run_start, workers_used
 
-# Parts of a request that the merge reads at a time.
-MERGED_PARTS = 64
+# Parts of a request that the merge reads at a time, at least and at most.
+_LEAST_PARTS, _MOST_PARTS = 8, 64
+
+
+@triton.jit
+def _attend(
+    query,  # [group, head_dim]
+    keys,  # [head_dim, tile]
+    values,  # [tile, v_head_dim]
+    visible,  # [tile]
+    top,
+    denominator,
+    sums,
+    scale,
+    LOGIT_CAP: tl.constexpr,
+):
+    """One tile of tokens: the running maximum, denominator and sums after it."""
+    scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee") * scale
+    if LOGIT_CAP > 0:
+        scores = LOGIT_CAP * tanh(scores / LOGIT_CAP)
+    scores *= LOG2E
+    # Each tile holds a visible token, so the maximum is finite from the first one on.
+    scores = tl.where(visible[None, :], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_top[:, None])
+    fade = tl.exp2(top - new_top)
+    denominator = denominator * fade + tl.sum(weights, 1)
+    sums = tl.dot(weights.to(query.dtype), values.to(query.dtype), sums * fade[:, None], input_precision="ieee")
+    return new_top, denominator, sums
 
 
 @triton.jit
@@ -30,6 +62,8 @@ def decode_kernel(
     q,  # [batch, heads, head_dim]
     k,  # [slots, slot_tokens, kv_heads, head_dim]
     v,  # [slots, slot_tokens, kv_heads, v_head_dim]
+    k_rows,  # descriptor of k as [slots * slot_tokens, kv_heads * head_dim], or None
+    v_rows,  # descriptor of v, likewise
     out,  # [batch, heads, v_head_dim], written
     partial,  # [workers, 2, heads, v_head_dim] float32, written: outputs over one part of a request
     partial_lse,  # [workers, 2, heads] float32, written: log2 of their denominators
@@ -41,6 +75,7 @@ def decode_kernel(
     k_scale,  # [1] float32 or None
     v_scale,  # [1] float32 or None
     batch,
+    slot_tokens,
     q_batch_stride,
     q_head_stride,
     k_slot_stride,
@@ -112,7 +147,19 @@ def decode_kernel(
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
         sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
-        for index in range(first, last):
+        in_rows = first
+        if k_rows is not None:
+            in_rows = tl.where(length >= TILE, last, first)
+            row = (slot * slot_tokens).to(tl.int32)
+            for index in range(first, in_rows):
+                position = tl.minimum(index * TILE, length - TILE)
+                at = row + position
+                visible = position + tokens >= tl.maximum(index * TILE, seen)
+                top, denominator, sums = _attend(
+                    query, k_rows.load([at, kv_head * HEAD_DIM]).T, v_rows.load([at, kv_head * V_HEAD_DIM]),
+                    visible, top, denominator, sums, scale, LOGIT_CAP,
+                )  # fmt: skip
+        for index in range(in_rows, last):
             position = index * TILE
             valid = position + tokens < length
             keys = tl.load(
@@ -120,30 +167,19 @@ def decode_kernel(
                 mask=valid[None, :] & (dims[:, None] < HEAD_DIM),
                 other=0.0,
             )
-            scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee") * scale
-            if LOGIT_CAP > 0:
-                scores = LOGIT_CAP * tanh(scores / LOGIT_CAP)
-            scores *= LOG2E
-            visible = valid
-            if WINDOW >= 0:
-                visible &= position + tokens >= seen
-            scores = tl.where(visible[None, :], scores, float("-inf"))
-            # Each tile holds a visible token, so the maximum is finite from the first one on.
-            new_top = tl.maximum(top, tl.max(scores, 1))
-            weights = tl.exp2(scores - new_top[:, None])
-            fade = tl.exp2(top - new_top)
-            denominator = denominator * fade + tl.sum(weights, 1)
             values = tl.load(
                 v_base + position.to(tl.int64) * v_token_stride + v_offsets,
                 mask=valid[:, None] & (v_dims[None, :] < V_HEAD_DIM),
                 other=0.0,
             )
-            values = values.to(query.dtype)
-            sums = tl.dot(weights.to(query.dtype), values, sums * fade[:, None], input_precision="ieee")
-            top = new_top
+            top, denominator, sums = _attend(
+                query, keys, values, valid & (position + tokens >= seen), top, denominator, sums, scale, LOGIT_CAP,
+            )  # fmt: skip
 
         store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
-        if (tile == request_start) & (end >= request_end):
+        if request_start == request_end:
+            pass  # merge.py fills it in
+        elif (tile == request_start) & (end >= request_end):
             if sinks is not None:
                 sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
                 denominator += tl.exp2(sink * LOG2E - top)
@@ -190,7 +226,7 @@ def decode_attention(
         q: [batch, heads, head_dim].
         k: [slots, slot_tokens, kv_heads, head_dim], any strides but 1 in the last dimension; of q's dtype or float8.
         v: [slots, slot_tokens, kv_heads, v_head_dim], likewise.
-        out: [batch, heads, v_head_dim], written. Rows of requests of length 0 are left as they are.
+        out: [batch, heads, v_head_dim], written; 0 for requests of length 0.
         slots: [batch] int32 or int64.
         lengths: [batch] int32 or int64, in tokens, the last one included.
         plan: made from the same lengths.
@@ -201,13 +237,18 @@ def decode_attention(
     """
     batch, heads, head_dim = q.shape
     kv_heads, v_head_dim = v.shape[2:]
-    config = plan.config(batch)
+    config, workers = plan.config(batch), plan.workers(batch)
+    k_rows, v_rows = _rows(k, config.tile), _rows(v, config.tile)
+    if k_rows is None or v_rows is None:
+        k_rows = v_rows = None
     # The merge is set up while the decode kernel still runs (programmatic dependent launch).
     pdl = {"launch_pdl": True} if plan.overlap_merge else {}
-    decode_kernel[(kv_heads, plan.workers(batch))](
+    decode_kernel[(kv_heads, workers)](
         q,
         k,
         v,
+        k_rows,
+        v_rows,
         out,
         plan.partial,
         plan.partial_lse,
@@ -219,6 +260,7 @@ def decode_attention(
         k_scale,
         v_scale,
         batch,
+        k.shape[1],
         q.stride(0),
         q.stride(1),
         *k.stride()[:3],
@@ -245,13 +287,29 @@ def decode_attention(
         out,
         plan.tile_ends,
         sinks,
-        plan.workers(batch),
+        workers,
         out.stride(0),
         out.stride(1),
         V_HEAD_DIM=v_head_dim,
-        BLOCK_PARTS=MERGED_PARTS,
+        BLOCK_PARTS=min(max(triton.next_power_of_2(workers // batch + 1), _LEAST_PARTS), _MOST_PARTS),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
         PDL=plan.overlap_merge,
         num_warps=4,
         **pdl,
     )
+
+
+def _rows(cache: torch.Tensor, tile: int) -> TensorDescriptor | None:
+    """A TMA descriptor of K or V of all slots as rows of tokens; None where TMA cannot read a head's tile by itself:
+    heads that are padded to a power of two, and strides that are no multiples of 16 bytes.
+
+    Args:
+        cache: [slots, slot_tokens, kv_heads, head_dim].
+        tile: tokens read at a time.
+    """
+    slots, tokens, heads, dim = cache.shape
+    step = cache.stride(1) * cache.element_size()
+    whole = cache.stride()[2:] == (dim, 1) and cache.stride(0) == tokens * cache.stride(1)
+    if not whole or dim != triton.next_power_of_2(dim) or step % 16 or cache.data_ptr() % 16:
+        return None
+    return TensorDescriptor(cache, [slots * tokens, heads * dim], [cache.stride(1), 1], [tile, dim])

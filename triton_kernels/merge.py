@@ -19,7 +19,7 @@ from .tiles import worker_of, workers_used
 def merge_kernel(
     partial,  # [workers, 2, heads, v_head_dim] float32
     partial_lse,  # [workers, 2, heads] float32
-    out,  # [batch, heads, v_head_dim], written where a request was cut
+    out,  # [batch, heads, v_head_dim], written where a request was cut, and 0 where it has no token
     tile_ends,  # [batch]
     sinks,  # [heads] or None
     workers,
@@ -36,7 +36,11 @@ def merge_kernel(
     total = tl.load(tile_ends + tl.num_programs(0) - 1)
     start = tl.load(tile_ends + request - 1, mask=request > 0, other=0)
     end = tl.load(tile_ends + request)
-    if start == end:
+    v_dims = tl.arange(0, BLOCK_V_DIM)
+    mask = v_dims < V_HEAD_DIM
+    at = request.to(tl.int64) * out_batch_stride + head * out_head_stride + v_dims
+    if start == end:  # padding: no token, and nobody else writes it
+        tl.store(out + at, tl.zeros([BLOCK_V_DIM], tl.float32).to(out.dtype.element_ty), mask=mask)
         return
     used = workers_used(total, workers)
     first = worker_of(start, total, used)
@@ -45,8 +49,6 @@ def merge_kernel(
         return
     if PDL:
         gdc_wait()  # for the decode kernel's results
-    v_dims = tl.arange(0, BLOCK_V_DIM)
-    mask = v_dims < V_HEAD_DIM
     top = tl.full([], float("-inf"), tl.float32)
     denominator = tl.zeros([], tl.float32)
     if sinks is not None:
@@ -68,5 +70,4 @@ def merge_kernel(
         sums = sums * fade + tl.sum(parts * weights[:, None], 0)
         denominator = denominator * fade + tl.sum(weights, 0)
         top = new_top
-    at = request.to(tl.int64) * out_batch_stride + head * out_head_stride + v_dims
     tl.store(out + at, (sums / denominator).to(out.dtype.element_ty), mask=mask)

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .numerics import LOG2E, tanh
+from .tiles import shared_bytes
 
 
 @triton.jit
@@ -209,13 +210,17 @@ class PrefillConfig:
     """Tiles on their way from memory."""
 
     @staticmethod
-    def of(token_bytes: int) -> "PrefillConfig":
+    def of(token_bytes: int, shared: int) -> "PrefillConfig":
         """What was measured to be fastest over most shapes (docs/performance.md): two programs a multiprocessor.
 
         Args:
             token_bytes: of K and V of one token and KV head, each padded to a power of two.
+            shared: bytes of shared memory for tiles.
         """
-        return PrefillConfig(64, 64, 4, 3) if token_bytes <= 512 else PrefillConfig(64, 32, 4, 2)
+        # The queries' tile takes as much as half of a tile of K and V.
+        if (3 * 64 + 32) * token_bytes <= shared and token_bytes <= 512:
+            return PrefillConfig(64, 64, 4, 3)
+        return PrefillConfig(64, 32, 4, 2)
 
 
 class PrefillPlan:
@@ -240,7 +245,7 @@ class PrefillPlan:
         config: PrefillConfig | None = None,
     ) -> None:
         token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
-        self.config = config or PrefillConfig.of(token_bytes)
+        self.config = config or PrefillConfig.of(token_bytes, shared_bytes(device))
         self._group = group
         self._device = device
         self.tiles = 0

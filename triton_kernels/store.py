@@ -1,9 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Store new keys and values where their tokens are: cache[location_i] = new_i / scale, K and V in one launch."""
+"""Store new keys and values where their tokens are: cache[location_i] = new_i / scale, K and V in one launch.
+
+They may be stored finite: NaN as 0, and what is beyond the dtype's range as its largest number. A kernel that reads in
+whole tiles weighs what it reads past a request's end with 0, and 0 times NaN is NaN: so one request's overflow would
+reach others. In K as well, since a page that is used again at another index may show K where V is read.
+"""
 
 import torch
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _finite(x, LARGEST: tl.constexpr):
+    """[columns] float32: 0 where x is NaN, and no infinity."""
+    return tl.minimum(tl.maximum(tl.where(x == x, x.to(tl.float32), 0.0), -LARGEST), LARGEST)
 
 
 @triton.jit
@@ -21,6 +32,7 @@ def store_kernel(
     v_cache_stride,
     K_WIDTH: tl.constexpr,
     V_WIDTH: tl.constexpr,
+    LARGEST: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
@@ -31,11 +43,15 @@ def store_kernel(
     key = tl.load(k + token * k_stride + columns, mask=columns < K_WIDTH)
     if k_scale is not None:
         key = key.to(tl.float32) / tl.load(k_scale)
+    if LARGEST > 0:
+        key = _finite(key, LARGEST)
     tl.store(k_cache + location * k_cache_stride + columns, key.to(k_cache.dtype.element_ty), mask=columns < K_WIDTH)
     columns = tl.arange(0, BLOCK_V)
     value = tl.load(v + token * v_stride + columns, mask=columns < V_WIDTH)
     if v_scale is not None:
         value = value.to(tl.float32) / tl.load(v_scale)
+    if LARGEST > 0:
+        value = _finite(value, LARGEST)
     tl.store(v_cache + location * v_cache_stride + columns, value.to(v_cache.dtype.element_ty), mask=columns < V_WIDTH)
 
 
@@ -48,6 +64,7 @@ def store_kv(
     *,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    finite: bool = False,
 ) -> None:
     """Write new tokens into the cache, in its dtype.
 
@@ -58,6 +75,7 @@ def store_kv(
         v_cache: [locations, kv_heads, v_head_dim], likewise.
         locations: [tokens] int32 or int64, where each goes.
         k_scale, v_scale: [1] float32: what stored keys and values will be multiplied by when they are read.
+        finite: store no NaN and no infinity.
     """
     if k.shape[0] == 0:
         return
@@ -76,6 +94,7 @@ def store_kv(
         v_cache.stride(0),
         K_WIDTH=k_width,
         V_WIDTH=v_width,
+        LARGEST=torch.finfo(v_cache.dtype).max if finite else 0.0,
         BLOCK_K=triton.next_power_of_2(k_width),
         BLOCK_V=triton.next_power_of_2(v_width),
         num_warps=max(1, min(4, k_width // 256)),

@@ -13,8 +13,17 @@ import torch
 import triton
 import triton.language as tl
 
-# Of a multiprocessor's shared memory, what its programs may take for tiles.
-_SHARED_BYTES = 200 * 2**10
+# Of a multiprocessor's shared memory, what its programs may take for tiles at most, and what is left for all else.
+_MOST_SHARED_BYTES, _OTHER_SHARED_BYTES = 200 * 2**10, 12 * 2**10
+
+
+def shared_bytes(device: torch.device | str) -> int:
+    """Shared memory for tiles: 200 KiB on an H200, 87 where a program may have 99 in all."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return _MOST_SHARED_BYTES
+    whole: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return min(_MOST_SHARED_BYTES, whole - _OTHER_SHARED_BYTES)
 
 
 @triton.jit
@@ -79,17 +88,21 @@ class DecodeConfig:
     programs_per_multiprocessor: int
 
     @staticmethod
-    def of(token_bytes: int, sequences: int) -> "DecodeConfig":
-        """What was measured to be fastest (docs/performance.md).
+    def of(token_bytes: int, sequences: int, shared: int) -> "DecodeConfig":
+        """What was measured to be fastest (docs/performance.md): one program a multiprocessor, with as much on its way
+        from memory as fits; two smaller ones where there are so many sequences that each is short work.
 
         Args:
             token_bytes: of K and V of one token and KV head, each padded to a power of two.
-            sequences: requests times KV heads. Few are cut into many parts, and fewer programs mean fewer of them.
+            sequences: requests times KV heads.
+            shared: bytes of shared memory for tiles.
         """
-        programs, most_stages = (1, 4) if sequences <= 256 else (2, 3)
-        room = _SHARED_BYTES // programs // token_bytes  # tokens
-        tile = 64 if room >= 128 else 32
-        return DecodeConfig(tile, 4, max(2, min(most_stages, room // tile)), programs)
+        programs, largest = (2, 64) if sequences >= 1024 else (1, 128)
+        room = shared // programs // token_bytes  # tokens
+        tile = largest
+        while tile > 32 and 2 * tile > room:
+            tile //= 2
+        return DecodeConfig(tile, 4, max(2, min(4, room // tile)), programs)
 
 
 class DecodePlan:
@@ -122,10 +135,10 @@ class DecodePlan:
     ) -> None:
         self.window = window
         self.overlap_merge = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-        self._kv_heads = kv_heads
-        self._multiprocessors = multiprocessors
-        self._token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
-        self._config = config
+        token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
+        shared = shared_bytes(device)
+        self._of = lambda batch: config or DecodeConfig.of(token_bytes, batch * kv_heads, shared)
+        self._multiprocessors, self._kv_heads = multiprocessors, kv_heads
         most = max(self.workers(1), self.workers(max_batch))
         self.tile_ends = torch.zeros(max_batch, dtype=torch.int32, device=device)
         self.first_requests = torch.zeros(most, dtype=torch.int32, device=device)
@@ -135,7 +148,7 @@ class DecodePlan:
 
     def config(self, batch: int) -> DecodeConfig:
         """How the kernel is launched for so many requests."""
-        return self._config or DecodeConfig.of(self._token_bytes, batch * self._kv_heads)
+        return self._of(batch)
 
     def workers(self, batch: int) -> int:
         """Among how many workers the tiles of so many requests are dealt, for each KV head."""

@@ -13,6 +13,10 @@ import numpy.typing as npt
 class DriverError(RuntimeError):
     """A call of the memory driver failed; what was begun has been rolled back."""
 
+class OutOfMemory(DriverError):
+    """The driver has no memory, whatever the budget allows: for the first page (`KVCache()`), or for what mapping pages
+    takes beside them (`bind`, `grow`). Pages that cannot be created are withheld, and that is no error."""
+
 class OutOfPages(RuntimeError):
     """Fewer pages are free or evictable than are needed; nothing was changed."""
 
@@ -34,11 +38,13 @@ class Counters(TypedDict):
     tokens_matched: int
     pages_created: int
     pages_released: int
+    creations_failed: int
     pages_aliased: int
     pages_adopted: int
     pages_reused: int
     pages_mapped: int
     pages_unmapped: int
+    guards_mapped: int
     tails_extended: int
     tails_copied: int
     nodes_evicted: int
@@ -46,13 +52,17 @@ class Counters(TypedDict):
     slots_shed: int
 
 class Usage(TypedDict):
-    """What is in use now. `budget_pages` leaves the padding page out; the other page counts include it."""
+    """What is in use now. `budget_pages` leaves the padding page out; the other page counts include it.
+
+    `withheld_pages` are those of the budget that were never created and cannot be for now, as there is no memory.
+    """
 
     budget_pages: int
     created_pages: int
     free_pages: int
     held_pages: int
     evictable_pages: int
+    withheld_pages: int
     slots: int
     live_slots: int
     nodes: int
@@ -84,6 +94,7 @@ class KVCache:
         device: int = 0,
         cuda_library: str = "libcuda.so.1",
         mapping_limit: int = 0,
+        exportable_pages: bool = False,
         inject_faults: bool = False,
     ) -> None:
         """Reserve addresses for `slots` virtual tensors of `slot_tokens` tokens; physical pages come on demand.
@@ -99,11 +110,13 @@ class KVCache:
             cuda_library: what to load the CUDA driver from.
             mapping_limit: runs of pages mapped at one time, and gaps after them, as the kernel counts mappings; 0 takes
                 the driver's own limit.
+            exportable_pages: with "cuda", pages whose handles can be exported as file descriptors, by which NCCL
+                registers memory; where the device or the machine does not let them, they are as without.
             inject_faults: enable `inject_fault`.
 
         Raises:
             ValueError: a size that cannot be.
-            DriverError: memory or addresses are not to be had.
+            DriverError: addresses are not to be had; OutOfMemory: not even memory for the padding page.
         """
 
     @property
@@ -158,10 +171,14 @@ class KVCache:
     def unlock(self, node: int) -> None:
         """Take one lock of a node back. InvariantError if it has none."""
 
-    def bind(self, namespace: str | None, node: int, tokens: int) -> tuple[int, str, int, int]:
+    def bind(self, namespace: str | None, node: int, tokens: int, guard_tokens: int = 0) -> tuple[int, str, int, int]:
         """Take an idle slot and back its first `tokens` tokens: the locked node's path by sharing, the rest anew.
 
         Until the slot is released, it locks the node itself too.
+
+        Args:
+            guard_tokens: so many tokens behind the last can be read from now on, whatever they hold, for kernels that
+                read in whole tiles: where nothing is mapped there, the padding page is.
 
         Returns:
             (slot, tail, pages shared, pages mapped), `tail` being what became of the path's partly filled last page:
@@ -173,8 +190,9 @@ class KVCache:
             OutOfPages, SlotsBusy, DriverError: the slot stays idle. Pages may have been evicted.
         """
 
-    def grow(self, slots: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> None:
-        """Back each live slot up to its token count; all or none. Errors as for `bind`."""
+    def grow(self, slots: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64], guard_tokens: int = 0) -> None:
+        """Back each live slot up to its token count; all or none. Guards and errors as for `bind`; SlotsBusy also
+        where a forward may be reading what would be replaced."""
 
     def pages_to_grow(self, slots: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64]) -> int:
         """Pages that such a growth would take."""
@@ -192,8 +210,13 @@ class KVCache:
     def release(self, slot: int) -> None:
         """End a slot's request. What it recorded stays, and so do its mappings."""
 
-    def begin_forward(self, slots: npt.NDArray[np.int64]) -> int:
-        """Number a forward that uses these slots; they are not bound anew before it is completed."""
+    def begin_forward(self, slots: npt.NDArray[np.int64], reads_guards: bool = False) -> int:
+        """Number a forward that uses these slots; they are not bound anew before it is completed.
+
+        Args:
+            reads_guards: it reads behind their tokens. Until it is completed, `grow` raises SlotsBusy where it would
+                have to replace what is mapped there.
+        """
 
     def complete_forward(self, forward: int) -> None:
         """This forward and all before it have come to their end. ValueError if it has not begun."""
@@ -208,8 +231,21 @@ class KVCache:
         """Give free pages back to the driver until `keep` are left. Returns how many were."""
 
     def make_room(self, pages: int) -> bool:
-        """Evict, if need be, so that `pages` pages can be taken and mapped. False, and nothing evicted, if that cannot
-        be."""
+        """Create pages and evict, if need be, so that `pages` pages are free and can be mapped: binds and growths that
+        take no more cannot fail for lack of memory. False, and nothing evicted, if that cannot be."""
+
+    def create_ahead(self, pages: int, retry: bool = False) -> None:
+        """Create pages until `pages` are free, as far as the budget and the memory go.
+
+        Where there is no memory for a page, all pages not created are withheld: they count as not available. It is
+        tried again by the first call that needs pages 64 forwards later.
+
+        Args:
+            retry: try again now.
+
+        Raises:
+            DriverError: a page cannot be created, and not for lack of memory.
+        """
 
     def mappable_pages(self) -> int:
         """Pages that can be mapped besides those of live and draining slots, after unmapping what nobody uses."""
@@ -259,7 +295,13 @@ class KVCache:
     def inject_fault(self, operation: str, successes: int = 0) -> None:
         """Let one driver call fail, after `successes` more of its kind: create, release, map, unmap or copy."""
 
-    def clear_faults(self) -> None: ...
+    def limit_memory(self, pages: int) -> None:
+        """Let creating a page fail for lack of memory while `pages` pages exist, the padding page included. Needs
+        `inject_faults`."""
+
+    def clear_faults(self) -> None:
+        """Let nothing fail any more."""
+
     def tensor(self, offset: int, shape: list[int], strides: list[int], dtype: str) -> Any:
         """A view of the arena's addresses as a DLPack object, without a copy; it keeps the arena alive.
 

@@ -4,6 +4,7 @@
 import os
 import re
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Self
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
@@ -37,19 +38,47 @@ def parse_switch(text: str) -> bool:
     raise ValueError(f"{text!r} is neither on nor off; write 1 or 0")
 
 
+class Kernel(StrEnum):
+    """Which attention kernel: the project's own, FlashAttention-3, or what was measured to be faster."""
+
+    AUTO = "auto"
+    TRITON = "triton"
+    FA3 = "fa3"
+
+
+def parse_kernel(text: str) -> Kernel:
+    """ValueError if there is no such kernel."""
+    try:
+        return Kernel(text.strip().lower())
+    except ValueError:
+        raise ValueError(f"{text!r} is no attention kernel; choose {', '.join(Kernel)}") from None
+
+
 @dataclass(frozen=True)
 class VTensorConfig:
     """Options of the plug-in. Each field has a launch flag `--vtensor-NAME` and a variable `VTENSOR_NAME`."""
 
     page_bytes: int | None = None
     """Size of a physical page. None: the driver's granularity, or less on the host for very small models."""
+    prefill_kernel: Kernel = Kernel.AUTO
+    """What attends in prefill on a GPU."""
+    decode_kernel: Kernel = Kernel.AUTO
+    """What attends in decode on a GPU."""
+    exportable_pages: bool = False
+    """Pages of GPU memory whose handles other processes can be given, as NCCL needs to register them."""
     check: bool = False
     """Prove every invariant of the core after every step. Slow; for finding bugs."""
 
     @classmethod
     def from_environment(cls) -> Self:
         """The options that the variables set. ValueError, naming the variable, for a value that cannot be."""
-        parsers = {"page_bytes": parse_page_bytes, "check": parse_switch}
+        parsers = {
+            "page_bytes": parse_page_bytes,
+            "prefill_kernel": parse_kernel,
+            "decode_kernel": parse_kernel,
+            "exportable_pages": parse_switch,
+            "check": parse_switch,
+        }
         values = {}
         for name, parse in parsers.items():
             variable = f"VTENSOR_{name.upper()}"

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What CUDA's virtual memory management can do on a device, asked through cuda-python."""
+"""What CUDA's virtual memory management can do on a device, asked through cuda-python. Nothing is left allocated.
+
+ImportError without cuda-python, CudaError if the driver fails.
+"""
 
 from dataclasses import dataclass
-from typing import Any
+
+from vt_sglang.cuda_calls import CudaCalls, CudaError
 
 MOST_RESERVED_EXPONENT = 47
 
@@ -10,52 +14,44 @@ MOST_RESERVED_EXPONENT = 47
 @dataclass(frozen=True)
 class CudaDevice:
     memory_bytes: int
+    virtual_memory: bool
+    """Whether the device has virtual memory management; without it, it has no granularity either."""
     granularity_bytes: int
     """Smallest physical page, and what every page's size must be a multiple of."""
-    reservable_bytes: int
-    """The largest power of two, up to 128 TiB, of addresses that can be reserved at once."""
-
-
-class CudaError(RuntimeError):
-    """A call of the CUDA driver failed."""
 
 
 def cuda_device(ordinal: int = 0) -> CudaDevice:
-    """Look at a device; nothing is left allocated. ImportError without cuda-python, CudaError if the driver fails."""
-    from cuda.bindings import driver
+    """Look at a device."""
+    cuda = CudaCalls()
+    device = cuda("cuDeviceGet", ordinal)
+    attribute = cuda.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+    virtual_memory = bool(cuda("cuDeviceGetAttribute", attribute, device))
+    return CudaDevice(
+        memory_bytes=int(cuda("cuDeviceTotalMem", device)),
+        virtual_memory=virtual_memory,
+        granularity_bytes=cuda.granularity(ordinal) if virtual_memory else 0,
+    )
 
-    def checked(result: tuple[Any, ...]) -> Any:
-        status, *values = result
-        if status != driver.CUresult.CUDA_SUCCESS:
-            raise CudaError(status.name)
-        return values[0] if values else None
 
-    checked(driver.cuInit(0))
-    device = checked(driver.cuDeviceGet(ordinal))
-    page = driver.CUmemAllocationProp()
-    page.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
-    page.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-    page.location.id = ordinal
-    minimum = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
-    granularity = checked(driver.cuMemGetAllocationGranularity(page, minimum))
+def can_reserve(count: int, ordinal: int = 0) -> bool:
+    """Whether so many bytes of addresses, a multiple of the granularity, can be reserved at once."""
+    cuda = CudaCalls()
+    with cuda.in_context(ordinal):
+        return _can_reserve(cuda, count)
 
-    checked(driver.cuDevicePrimaryCtxRetain(device))  # reserving needs the driver to have a context
+
+def largest_reservation(ordinal: int = 0) -> int:
+    """The largest power of two, up to 128 TiB, of bytes of addresses that can be reserved at once; 0 if not 1 GiB."""
+    cuda = CudaCalls()
+    with cuda.in_context(ordinal):
+        sizes = (1 << exponent for exponent in range(MOST_RESERVED_EXPONENT, 29, -1))
+        return next((size for size in sizes if _can_reserve(cuda, size)), 0)
+
+
+def _can_reserve(cuda: CudaCalls, count: int) -> bool:
     try:
-        return CudaDevice(
-            memory_bytes=int(checked(driver.cuDeviceTotalMem(device))),
-            granularity_bytes=int(granularity),
-            reservable_bytes=_largest_reservation(driver, checked),
-        )
-    finally:
-        checked(driver.cuDevicePrimaryCtxRelease(device))
-
-
-def _largest_reservation(driver: Any, checked: Any) -> int:
-    for exponent in range(MOST_RESERVED_EXPONENT, 29, -1):
-        try:
-            address = checked(driver.cuMemAddressReserve(1 << exponent, 0, 0, 0))
-        except CudaError:
-            continue
-        checked(driver.cuMemAddressFree(address, 1 << exponent))
-        return 1 << exponent
-    return 0
+        address = cuda("cuMemAddressReserve", count, 0, 0, 0)
+    except CudaError:
+        return False
+    cuda("cuMemAddressFree", address, count)
+    return True

@@ -7,7 +7,7 @@ Nothing heavy is imported, and each finding stands for itself: what is absent ma
 import os
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,7 +18,9 @@ from rich.table import Table
 
 from vt_sglang import machine
 from vt_sglang.adapter.compat import SUPPORTED_SGLANG
-from vt_sglang.cuda_device import CudaError, cuda_device
+from vt_sglang.cuda_calls import CudaError
+from vt_sglang.cuda_device import cuda_device, largest_reservation
+from vt_sglang.driver_costs import driver_costs
 from vt_sglang.layout import DEVICE_PAGE_BYTES
 
 PLUGIN_GROUP, PLUGIN = "sglang.srt.plugins", "vtensor"
@@ -103,6 +105,7 @@ def _plugin() -> Finding:
 def _device() -> Iterator[Finding]:
     try:
         device = cuda_device()
+        reservable = largest_reservation()
     except ImportError:
         remedy = 'without it, nothing is known here of the device\'s memory: pip install "cuda-python>=12.8"'
         yield Finding("cuda-python", "not installed", State.NOTE, remedy)
@@ -112,8 +115,23 @@ def _device() -> Iterator[Finding]:
         yield Finding("CUDA driver", str(error), State.MISSING, remedy)
         return
     yield Finding("GPU memory", _size(device.memory_bytes))
+    if not device.virtual_memory:
+        remedy = "virtual tensors cannot be mapped on this GPU; take another, or serve without them"
+        yield Finding("virtual memory management", "not supported by the device", State.MISSING, remedy)
+        return
     yield Finding("page size", f"{_size(device.granularity_bytes)}, the device's granularity")
-    yield _addresses(device.reservable_bytes)
+    yield _addresses(reservable)
+    yield _costs()
+
+
+def _costs() -> Finding:
+    try:
+        costs = driver_costs()
+    except CudaError as error:
+        remedy = "they are measured on some pages of the GPU's memory; nvidia-smi says what is free"
+        return Finding("driver costs", f"cannot be measured: {error}", State.NOTE, remedy)
+    calls = ", ".join(f"{field.name.replace('_', ' ')} {getattr(costs, field.name):.3g}" for field in fields(costs))
+    return Finding("driver costs", f"{calls} us a page")
 
 
 def _host() -> Iterator[Finding]:

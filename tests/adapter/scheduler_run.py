@@ -15,14 +15,42 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+ON_CPU = json.loads(Path(sys.argv[1]).read_text())["server_args"]["device"] == "cpu"
+
 # Before SGLang is imported, which reads them.
-os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+if ON_CPU:
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
 
 sys.path.insert(0, str(Path(__file__).parent))
-from workload import Workload
+
+
+def force_tokens() -> None:
+    """Have every request go on with tokens that depend on the position alone, whatever the model would choose: so that
+    what two servers think can be compared to the end. Log probabilities are the model's."""
+    import torch
+    from sglang.srt.layers.sampler import Sampler
+
+    def forward(
+        self: Any,
+        logits_output: Any,
+        _sampling_info: Any,
+        return_logprob: bool,
+        top_logprobs_nums: list[int],
+        token_ids_logprobs: list[list[int]],
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        logits = logits_output.next_token_logits
+        tokens: torch.Tensor = (positions.long() * 7919 + positions.long() ** 2 % 101) % logits.shape[-1]
+        if return_logprob:
+            its = torch.log_softmax(logits.float(), dim=-1)
+            found = self.output_logprob_processor.compute_logprobs(its, top_logprobs_nums, token_ids_logprobs, tokens)
+            found.write_output_to(logits_output)
+        return tokens
+
+    Sampler.forward = forward
 
 
 class Run:
@@ -40,25 +68,48 @@ class Run:
             from vt_sglang.adapter import pools
 
             pools.KVCache = functools.partial(pools.KVCache, mapping_limit=settings["mapping_limit"])
+        # From a step on there is memory for so many pages; None: for all.
+        self._memory: dict[int, int | None] = {int(step): it for step, it in settings.get("memory", {}).items()}
+        if self._memory:
+            from vt_sglang.adapter import pools
+
+            pools.KVCache = functools.partial(pools.KVCache, inject_faults=True)
 
         arguments = ServerArgs(**settings["server_args"])
         arguments.check_server_args()
         ports = PortArgs.init_new(arguments)
         publish(arguments, role="scheduler")
         self.scheduler = scheduler.Scheduler(arguments, ports, 0, 0, 0, 0, 0, 0, None)
-        self.workload = Workload(settings["workload"], self)
         self.steps = 0
+        self._most_steps = settings.get("most_steps", 20000)
+        self._check_every = settings.get("check_every", 1)
         self.requests: dict[str, Any] = {}  # by rid
         self.aborted: set[str] = set()
+        self.retractions = 0  # of requests that are forgotten
         self._idle_steps = 0
+        from generations import Generations
+        from soak import Soak
+        from workload import Workload
+
+        kinds = {"soak": Soak, "generations": Generations, "workload": Workload}
+        if settings["workload"].get("forced"):
+            force_tokens()
+        self.workload = kinds[settings["workload"].get("kind", "workload")](settings["workload"], self)
         self._watch()
 
     # ---- what the workload does
 
     def request(
-        self, rid: str, tokens: list[int], *, new: int, extra_key: str | None = None, priority: int | None = None
+        self,
+        rid: str,
+        tokens: list[int],
+        *,
+        new: int,
+        extra_key: str | None = None,
+        priority: int | None = None,
+        logprobs: bool = False,
     ) -> Any:
-        """A generation request, greedy, for exactly `new` tokens."""
+        """A generation request, greedy, for exactly `new` tokens; with the log probabilities of the two best."""
         from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
         from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -73,9 +124,9 @@ class Run:
             mm_inputs=None,
             token_type_ids=None,
             sampling_params=sampling,
-            return_logprob=False,
+            return_logprob=logprobs,
             logprob_start_len=-1,
-            top_logprobs_num=0,
+            top_logprobs_num=2 if logprobs else 0,
             token_ids_logprob=None,
             stream=False,
             extra_key=extra_key,
@@ -95,11 +146,30 @@ class Run:
         if req is None:
             return False
         vanished = rid in self.aborted and req not in self.scheduler.waiting_queue and req.req_pool_idx is None
-        return req.finished() or vanished
+        gave_up = req.to_finish is not None and req.req_pool_idx is None  # SGLang's last resort when memory is short
+        return req.finished() or vanished or gave_up
 
     def flush(self) -> None:
         """Empty the cache, which needs an idle scheduler."""
         assert self.scheduler.flush_cache(), "the cache was not flushed"
+
+    def read_kv(self, tokens: list[int], extra_key: str | None) -> Any:
+        """K and V of what the tree holds of a sequence, through a virtual tensor: [layers, 2, tokens, kv heads,
+        head_dim] float32."""
+        import torch
+
+        cache = self.scheduler.tree_cache
+        core, pool = cache.core, cache.kv_pool
+        node, count = core.match(extra_key, array("q", tokens))
+        core.lock(node)
+        slot = core.bind(extra_key, node, max(count, 1))[0]
+        if not ON_CPU:
+            torch.cuda.synchronize()
+        layers = range(pool.layout.layers)
+        pairs = [torch.stack(pool.slot_view(pool.start_layer + layer, slot, count)) for layer in layers]
+        core.release(slot)
+        core.unlock(node)
+        return torch.stack(pairs).float().cpu()
 
     @property
     def idle(self) -> bool:
@@ -124,10 +194,13 @@ class Run:
         scheduler = self.scheduler
         self.steps += 1
         core = getattr(scheduler.tree_cache, "core", None)
-        if core is not None:
+        if core is not None and self.steps % self._check_every == 0:
             core.check()
+        if self.steps in self._memory:
+            pages = self._memory[self.steps]
+            core.clear_faults() if pages is None else core.limit_memory(pages)
         self._idle_steps = self._idle_steps + 1 if scheduler.is_fully_idle() else 0
-        if self.steps > 20000:
+        if self.steps > self._most_steps:
             raise RuntimeError(f"the workload does not come to an end: {self.workload.waiting_for()}")
         new = self.workload.step()
         if new is None:
@@ -141,7 +214,7 @@ class Run:
         cache = self.scheduler.tree_cache
         result: dict[str, Any] = {
             "steps": self.steps,
-            "retractions": sum(req.retraction_count for req in self.requests.values()),
+            "retractions": self.retractions + sum(req.retraction_count for req in self.requests.values()),
             "overlap": self.scheduler.enable_overlap,
             "cache": type(cache).__name__,
             "capacity": self.scheduler.max_total_num_tokens,
@@ -152,10 +225,26 @@ class Run:
             "aborted": sorted(self.aborted),
             "cached": {rid: req.cached_tokens for rid, req in self.requests.items()},
             "finished": {
-                rid: None if req.finished_reason is None else type(req.finished_reason).__name__
+                rid: None if reason is None else type(reason).__name__
                 for rid, req in self.requests.items()
+                for reason in [req.finished_reason or req.to_finish]
             },
             "seen": sorted(self.workload.seen),
+            "logprobs": {
+                rid: [
+                    [token, chosen, best, its]
+                    for token, chosen, best, its in zip(
+                        req.output_ids,
+                        req.logprob.output_token_logprobs_val,
+                        req.logprob.output_top_logprobs_idx,
+                        req.logprob.output_top_logprobs_val,
+                        strict=True,
+                    )
+                ]
+                for rid, req in self.requests.items()
+                if req.return_logprob
+            },
+            "prefixes": getattr(self.workload, "prefixes", []),
         }
         if hasattr(cache, "core"):
             from vt_sglang.adapter.state import describe

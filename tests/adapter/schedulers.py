@@ -23,7 +23,7 @@ STOCK = {"attention_backend": "torch_native", "disable_cuda_graph": True}
 VTENSOR = {"radix_cache_backend": "vtensor"}
 
 
-def run_scheduler(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def run_scheduler(folder: Path, settings: dict[str, Any], timeout_s: float = 600) -> dict[str, Any]:
     """One run of scheduler_run.py in a process of its own; its result. AssertionError, with its log, if it failed."""
     settings_file, result_file = folder / "settings.json", folder / "result.json"
     settings_file.write_text(json.dumps(settings))
@@ -32,7 +32,7 @@ def run_scheduler(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         [sys.executable, str(script), str(settings_file), str(result_file)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout_s,
         cwd=folder,
         check=False,
     )

@@ -4,14 +4,16 @@
 import argparse
 import os
 import re
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from vt_sglang.config import VTensorConfig, parse_bytes
+from vt_sglang.config import Kernel, VTensorConfig, parse_bytes
 
 pytestmark = pytest.mark.usefixtures("plugged")
 
@@ -22,7 +24,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     # What a flag sets is undone with the rest.
     for field in fields(VTensorConfig):
-        monkeypatch.setenv(f"VTENSOR_{field.name.upper()}", "0" if field.name == "check" else "auto")
+        value = "0" if isinstance(field.default, bool) else "auto"
+        monkeypatch.setenv(f"VTENSOR_{field.name.upper()}", value)
 
 
 def _parse(model: Path, *arguments: str) -> Any:
@@ -48,9 +51,24 @@ def test_stock_is_left_alone(model: Path) -> None:
 
 
 def test_flags_reach_child_processes(model: Path) -> None:
-    _parse(model, "--radix-cache-backend", "vtensor", "--vtensor-page-bytes", "64KiB", "--vtensor-check")
-    assert VTensorConfig.from_environment() == VTensorConfig(page_bytes=65536, check=True)
+    flags = ["--vtensor-page-bytes", "64KiB", "--vtensor-check", "--vtensor-exportable-pages"]
+    _parse(model, "--radix-cache-backend", "vtensor", *flags)
+    assert VTensorConfig.from_environment() == VTensorConfig(page_bytes=65536, exportable_pages=True, check=True)
     assert os.environ["VTENSOR_PAGE_BYTES"] == "65536"
+
+
+def test_kernels_of_a_gpu_are_refused_on_a_cpu(model: Path) -> None:
+    flags = ["--vtensor-prefill-kernel", "triton", "--vtensor-decode-kernel", "fa3"]
+    with pytest.raises(ValueError, match="--vtensor-decode-kernel fa3 without a GPU: leave it at auto"):
+        _parse(model, "--radix-cache-backend", "vtensor", *flags)
+    config = VTensorConfig.from_environment()
+    assert (config.prefill_kernel, config.decode_kernel) == (Kernel.TRITON, Kernel.FA3)
+
+
+def test_a_kernel_that_is_none(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parse(model, "--radix-cache-backend", "vtensor", "--vtensor-decode-kernel", "fa2")
+    assert "'fa2' is no attention kernel; choose auto, triton, fa3" in capsys.readouterr().err
 
 
 def test_flags_are_in_help() -> None:
@@ -58,9 +76,9 @@ def test_flags_are_in_help() -> None:
 
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    shown = parser.format_help()
+    shown = parser.format_help().split()
     for field in fields(VTensorConfig):
-        assert f"--vtensor-{field.name.replace('_', '-')} " in shown
+        assert f"--vtensor-{field.name.replace('_', '-')}" in shown
 
 
 def test_flags_without_the_backend_are_refused(model: Path) -> None:
@@ -116,7 +134,8 @@ def test_sizes(text: str, expected: int) -> None:
         ("tp_size", 2, "--tp-size"),
         ("pp_size", 2, "--pp-size"),
         ("dp_size", 2, "--dp-size"),
-        ("kv_cache_dtype", "fp8_e4m3", "--kv-cache-dtype"),
+        ("kv_cache_dtype", "fp8_e5m2", "--kv-cache-dtype"),
+        ("kv_cache_dtype", "nvfp4", "--kv-cache-dtype"),
         ("attention_backend", "flashinfer", "--attention-backend"),
         ("decode_attention_backend", "triton", "--decode-attention-backend"),
         ("device", "xpu", "--device"),
@@ -132,6 +151,43 @@ def test_options_that_do_not_work_are_refused(model: Path, attribute: str, value
     assert re.search(r"leave|lower|choose|use|start|for now", line), "nothing is said of what to do"
 
 
+@pytest.mark.parametrize("dtype", ["auto", "fp8_e4m3"])
+def test_kv_in_the_models_dtype_and_in_float8(model: Path, dtype: str) -> None:
+    assert _parse(model, "--radix-cache-backend", "vtensor", "--kv-cache-dtype", dtype).kv_cache_dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
+def test_kv_in_bfloat16_is_for_models_that_compute_in_it(model: Path, name: str) -> None:
+    arguments = ("--radix-cache-backend", "vtensor", "--kv-cache-dtype", name)
+    assert _parse(model, *arguments, "--dtype", "bfloat16").kv_cache_dtype == name
+    with pytest.raises(ValueError, match=f"--kv-cache-dtype {name}: this model computes in float32; leave it at auto"):
+        _parse(model, *arguments, "--dtype", "float32")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "capability", "says"),
+    [
+        (torch.bfloat16, 128, (8, 0), None),
+        (torch.float8_e4m3fn, 128, (8, 9), None),
+        (torch.float8_e4m3fn, 80, (9, 0), None),
+        (torch.float8_e4m3fn, 100, None, None),
+        (torch.float8_e4m3fn, 128, (8, 0), r"needs a GPU of compute capability 8\.9.*has 8\.0: choose.*bf16"),
+        (torch.float8_e4m3fn, 72, (9, 0), r"heads of 72 elements.*16 bytes.*choose --kv-cache-dtype bf16"),
+        (torch.bfloat16, 100, (9, 0), r"heads of 100 elements.*16 bytes.*without virtual tensors"),
+        (torch.float8_e5m2, 128, (9, 0), "float8_e5m2 is not supported: choose --kv-cache-dtype fp8_e4m3"),
+    ],
+)
+def test_dtypes_that_the_kernels_read(
+    dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None, says: str | None
+) -> None:
+    from vt_sglang.adapter.kv_dtype import refuse_kv_dtype
+    from vt_sglang.layout import KVLayout
+
+    layout = KVLayout(layers=1, kv_heads=1, head_dim=head_dim, v_head_dim=head_dim, itemsize=dtype.itemsize)
+    with nullcontext() if says is None else pytest.raises(ValueError, match=says):
+        refuse_kv_dtype(dtype, layout, capability)
+
+
 def test_everything_refused_is_named_at_once(model: Path) -> None:
     from sglang.srt.server_args import ServerArgs
 
@@ -145,15 +201,39 @@ def test_another_pool_by_environment_is_refused(model: Path, monkeypatch: pytest
         _parse(model, "--radix-cache-backend", "vtensor")
 
 
-def test_prefill_graphs_are_refused() -> None:
-    from vt_sglang.adapter.refusals import refuse_prefill_graph
+@pytest.mark.parametrize(
+    ("backend", "chosen", "becomes"),
+    [
+        ("disabled", True, "disabled"),
+        ("breakable", False, "breakable"),
+        ("breakable", True, "breakable"),
+        ("tc_piecewise", False, "disabled"),
+        ("full", True, None),
+    ],
+)
+def test_prefill_graphs(backend: str, chosen: bool, becomes: str | None) -> None:
+    """SGLang's default is taken, what it chooses by itself for some models is left out, and what a user asks for is
+    refused where it does not work."""
+    from vt_sglang.adapter.refusals import limit_prefill_graph
 
-    def args(backend: str) -> Any:
-        return SimpleNamespace(cuda_graph_config=SimpleNamespace(prefill=SimpleNamespace(backend=backend)))
+    config = SimpleNamespace(prefill=SimpleNamespace(backend=backend))
+    locked = {("prefill", "backend")} if chosen else set()
+    arguments = SimpleNamespace(cuda_graph_config=config, _cuda_graph_config_locked=locked)
+    if becomes is None:
+        with pytest.raises(ValueError, match=r"full.*choose breakable or disabled"):
+            limit_prefill_graph(arguments)
+    else:
+        limit_prefill_graph(arguments)
+        assert config.prefill.backend == becomes
 
-    refuse_prefill_graph(args("disabled"))
-    with pytest.raises(ValueError, match="leave --cuda-graph-backend-prefill out"):
-        refuse_prefill_graph(args("breakable"))
+
+def test_dummy_batches_are_known() -> None:
+    from vt_sglang.adapter import dummy
+
+    made_up, real = SimpleNamespace(), SimpleNamespace()
+    dummy.mark((made_up, None), None, 16)
+    assert dummy.is_dummy(made_up)
+    assert not dummy.is_dummy(real)
 
 
 _SMALL = {

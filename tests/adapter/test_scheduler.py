@@ -42,6 +42,8 @@ class Case:
     """At least so many."""
     mapping_limit: int | None = None
     """What the system lets the process map, in place of what it really does."""
+    memory: dict[int, int | None] = field(default_factory=dict)
+    """From a step of the scheduler on: pages for which there is memory, whatever the budget allows. None: for all."""
 
 
 # Admission that forgets at once what running requests will still need, so that they are retracted again and again.
@@ -93,6 +95,23 @@ CASES = [
         environment=RECKLESS,
         mapping_limit=170,  # of which the longest request alone may need 160
     ),
+    *(
+        Case(
+            f"out of memory, {name}",
+            {"max_total_tokens": 20000} | args,
+            workload="growing",
+            environment=RECKLESS,
+            evicts=True,
+            retractions=2,
+            memory=memory,  # 0: for no more pages than there are then
+        )
+        for name, args, memory in (
+            ("while others run", {"disable_overlap_schedule": True}, {40: 0}),
+            ("between chunks", {}, {14: 0}),
+            ("mixed chunks", {"enable_mixed_chunk": True}, {14: 0}),
+            ("for a while", {}, {40: 0, 500: None}),
+        )
+    ),
     Case("stock attention", {"max_total_tokens": 1200, "attention_backend": "torch_native"}, evicts=True),
 ]
 
@@ -115,8 +134,10 @@ def stock(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
 def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """Whatever befalls the requests, their outputs are stock's, and nothing is left behind."""
     environment = {"VTENSOR_PAGE_BYTES": str(case.page_bytes)} | case.environment
-    limit = {} if case.mapping_limit is None else {"mapping_limit": case.mapping_limit}
-    result = _run(tmp_path, model, case.workload, VTENSOR | case.server_args, environment=environment, **limit)
+    limits: dict[str, Any] = {"memory": case.memory}
+    if case.mapping_limit is not None:
+        limits["mapping_limit"] = case.mapping_limit
+    result = _run(tmp_path, model, case.workload, VTENSOR | case.server_args, environment=environment, **limits)
     expected = stock[case.workload]
     assert result["cache"] == "VTensorCache"
     assert result["overlap"] == (not case.server_args.get("disable_overlap_schedule", False))
@@ -138,6 +159,9 @@ def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str,
     assert result["retractions"] >= case.retractions
     assert (counters["nodes_evicted"] > 0) == case.evicts
     assert result["capacity"] <= case.server_args["max_total_tokens"]
+    assert (counters["creations_failed"] > 0) == bool(case.memory)
+    if case.memory:
+        assert (usage["withheld_pages"] == 0) == (list(case.memory.values())[-1] is None)
 
 
 def test_as_much_is_cached_as_by_stock(model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path) -> None:
@@ -146,3 +170,33 @@ def test_as_much_is_cached_as_by_stock(model: Path, stock: dict[str, dict[str, A
     mine, theirs = _run(tmp_path, model, "varied", args)["cached"], stock["varied"]["cached"]
     assert sum(theirs.values()) > 5000
     assert not {rid: (mine[rid], tokens) for rid, tokens in theirs.items() if mine[rid] < tokens}
+
+
+@pytest.mark.parametrize(
+    ("overlap", "memory"),
+    [
+        (False, {"1": 45}),  # 234 tokens: less than the longest prompts, and than many prompts with their answers
+        (True, {"1": 45}),
+        (True, {"1": 1, "100": None}),  # for none at all, and then for all
+    ],
+)
+def test_what_there_is_no_memory_for_ends_with_an_error(
+    overlap: bool, memory: dict[str, int | None], model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Every request ends, the server goes on, and whatever was said is what stock says."""
+    args = VTENSOR | {"max_total_tokens": 20000, "disable_overlap_schedule": not overlap}
+    environment = {"VTENSOR_PAGE_BYTES": "4096"} | RECKLESS
+    result = _run(tmp_path, model, "growing", args, environment=environment, memory=memory)
+    expected = stock["growing"]
+    given_up = {rid for rid, how in result["finished"].items() if how == "FINISH_ABORT"} - set(result["aborted"])
+    finished = 0
+    for rid in expected["generates"]:
+        if rid in result["outputs"] and result["prompts"][rid] == expected["prompts"][rid]:
+            mine, theirs = result["outputs"][rid], expected["outputs"][rid]
+            assert mine[: len(theirs)] == theirs[: len(mine)], rid
+            finished += mine == theirs
+    assert given_up
+    assert finished > 0
+    assert result["vtensor"]["leaks"] == 0
+    assert result["vtensor"]["usage"]["live_slots"] == 0
+    assert result["vtensor"]["counters"]["creations_failed"] > 0

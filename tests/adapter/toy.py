@@ -10,29 +10,39 @@ from safetensors.torch import save_file
 VOCABULARY = 320
 
 
-def write_model(folder: Path, *, layers: int = 3, seed: int = 0) -> Path:
-    """Write config.json and weights (float32). With 3 layers a token's KV has 768 bytes, which divides no page."""
+def write_model(
+    folder: Path,
+    *,
+    layers: int = 3,
+    seed: int = 0,
+    hidden: int = 128,
+    heads: int = 8,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    dtype: str = "float32",
+) -> Path:
+    """Write config.json and weights. With 3 layers a token's KV has 768 bytes, which divides no page."""
+    inner, dim = 2 * hidden, head_dim
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": dim,
         "num_hidden_layers": layers,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         "tie_word_embeddings": False,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "hidden_act": "silu",
     }
     generator = torch.Generator().manual_seed(seed)
-    hidden, inner, heads, kv_heads, dim = 128, 256, 8, 2, 16
 
     def linear(rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator) * gain / columns**0.5
@@ -56,6 +66,7 @@ def write_model(folder: Path, *, layers: int = 3, seed: int = 0) -> Path:
             prefix + "post_attention_layernorm.weight": torch.ones(hidden),
         }
     folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     return folder

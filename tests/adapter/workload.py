@@ -68,12 +68,17 @@ class Workload:
         self._after(rid, lambda: self._plan_turn(name, turn + 1, prompt + self._output(rid) + user, key))
         if forks_at is not None and len(prompt) + forks_at + len(fork_says) + self._new <= self.longest:
 
+            def forkable() -> bool:
+                return len(self._output(rid)) >= forks_at or self.run.done(rid)
+
             def fork() -> list[Any]:
+                if len(self._output(rid)) < forks_at:
+                    return []  # it was given up before
                 live = self.run.requests[rid]
                 self.seen.add("fork of a finished request" if live.finished() else "fork of a live request")
                 return [self._start(f"{rid}.fork", prompt + self._output(rid)[:forks_at] + fork_says, self._new, key)]
 
-            self._later.append((f"{forks_at} tokens of {rid}", lambda: len(self._output(rid)) >= forks_at, fork))
+            self._later.append((f"{forks_at} tokens of {rid}", forkable, fork))
 
     def _plan_aborts(self) -> None:
         def when(rid: str, stage: str, condition: Callable[[Any], bool]) -> None:

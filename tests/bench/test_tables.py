@@ -42,7 +42,12 @@ def test_the_readme_shows_the_same_run() -> None:
 
 
 def test_a_changed_figure_is_found(tmp_path: Path) -> None:
-    for name in ("bench/tables.py", "docs/performance.md", *map(str, (ROOT / "bench/results").glob("*.json"))):
+    for name in (
+        "bench/tables.py",
+        "bench/serve_compare.py",
+        "docs/performance.md",
+        *map(str, (ROOT / "bench/results").glob("*.json")),
+    ):
         source = ROOT / name
         copy = tmp_path / source.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,11 @@ class FakeServer:
             state["vtensor"] = {"counters": counters, "usage": {}, "leaks": self.options.vtensor_leaks}
         return web.json_response({"max_total_num_tokens": 4096, "internal_states": [state]})
 
+    async def flush_cache(self, _: web.Request) -> web.Response:
+        if not self.options.keep_cache:
+            self.seen.clear()
+        return web.Response(status=400 if self.options.never_flush else 200)
+
     async def generate(self, request: web.Request) -> web.StreamResponse:
         options, number = self.options, self.requests
         self.requests += 1
@@ -87,6 +92,8 @@ def main() -> None:
     parser.add_argument("--die-at", type=int, help="number of the request at which the server dies")
     parser.add_argument("--forgetful", action="store_true", help="say that nothing was cached")
     parser.add_argument("--vtensor-leaks", type=int, help="say that virtual tensors had so many leaks")
+    parser.add_argument("--never-flush", action="store_true", help="refuse to flush the cache")
+    parser.add_argument("--keep-cache", action="store_true", help="say that the cache was flushed, and flush nothing")
     options = parser.parse_args()
     print(options.say, flush=True)
     if options.exit is not None:
@@ -103,6 +110,7 @@ def main() -> None:
         [
             web.get("/health", server.health),
             web.get("/server_info", server.info),
+            web.get("/flush_cache", server.flush_cache),
             web.post("/generate", server.generate),
         ]
     )

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+from fake_cuda_python import FakeCudaPython
 from typer.testing import CliRunner
 
 from vt_sglang import doctor, machine
@@ -112,6 +114,51 @@ def test_a_gpu_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     assert findings["memory driver"].found.startswith("cuda")
     assert findings["cuda-python"].state is State.NOTE
     assert 'pip install "cuda-python>=12.8"' in findings["cuda-python"].remedy
+
+
+@pytest.fixture
+def gpu(installed: dict[str, str], cuda_python: FakeCudaPython, monkeypatch: pytest.MonkeyPatch) -> FakeCudaPython:  # noqa: ARG001
+    """A machine with one."""
+    monkeypatch.setattr(machine, "gpus", lambda: machine.Gpus(["Some GPU"], ""))
+    return cuda_python
+
+
+def test_a_gpu(gpu: FakeCudaPython) -> None:
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert findings["GPU memory"].found == "80 GiB"
+    assert findings["page size"].found == "2 MiB, the device's granularity"
+    assert findings["address space"].found == "16 TiB can be reserved at once"
+    number = r"[\d.e+-]+"
+    calls = rf"create {number}, map {number}, set access {number}, unmap {number}, release {number} us a page"
+    assert re.fullmatch(calls, findings["driver costs"].found)
+    assert findings["driver costs"].state is State.OK
+    assert gpu.is_clean()
+
+
+def test_driver_costs_that_cannot_be_measured(gpu: FakeCudaPython) -> None:
+    """On a card whose memory a server has, for example: worth a note, and nothing stays taken."""
+    gpu.fail("cuMemCreate", 10)
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert findings["driver costs"].found == "cannot be measured: cuMemCreate: CUDA_ERROR_OUT_OF_MEMORY"
+    assert findings["driver costs"].state is State.NOTE
+    assert "nvidia-smi" in findings["driver costs"].remedy
+    assert findings["page size"].state is State.OK
+    assert gpu.is_clean()
+
+
+def test_a_driver_that_fails(gpu: FakeCudaPython) -> None:
+    gpu.fail("cuDevicePrimaryCtxRetain")
+    status, said = diagnose()
+    assert status == 1
+    assert "cuDevicePrimaryCtxRetain: CUDA_ERROR_OUT_OF_MEMORY" in said
+    assert "Traceback" not in said
+
+
+def test_a_gpu_without_virtual_memory(gpu: FakeCudaPython) -> None:
+    gpu.virtual_memory = 0
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert findings["virtual memory management"].state is State.MISSING
+    assert "driver costs" not in findings
 
 
 def test_works_where_nothing_is_installed() -> None:

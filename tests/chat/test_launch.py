@@ -60,6 +60,20 @@ def test_further_arguments_stand_last() -> None:
     assert "--page-size" not in launch.vtensor(OPTIONS).command
 
 
+@pytest.mark.parametrize("extra", [("--radix-cache-backend", "vtensor"), ("--radix-cache-backend=vtensor",)])
+def test_only_servers_that_ask_for_virtual_tensors_get_the_plug_in(extra: tuple[str, ...]) -> None:
+    server = launch.named("some", OPTIONS, (*extra, "--page-size", "1"))
+    assert (server.name, tuple(server.command[-2:])) == ("some", ("--page-size", "1"))
+    assert server.environment == launch.vtensor(OPTIONS).environment
+    for other in (("--attention-backend", "fa3"), ("--radix-cache-backend", "other"), ("vtensor",)):
+        assert launch.named("some", OPTIONS, other).environment == launch.stock(OPTIONS).environment
+
+
+def test_what_is_left_to_sglang_is_not_given() -> None:
+    options = replace(OPTIONS, chunked_prefill_size=None)
+    assert "--chunked-prefill-size" not in launch.vtensor(options).command
+
+
 def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert launch.vtensor(OPTIONS).environment == {"SGLANG_USE_CPU_ENGINE": "1"}

@@ -36,6 +36,29 @@ def test_start_and_stop(fake: Fake, tmp_path: Path) -> None:
     assert (tmp_path / "server.log").read_text() == "hello\n"
 
 
+@pytest.mark.parametrize(("option", "flushed"), [((), True), (("--never-flush",), False)])
+def test_flush_the_cache(fake: Fake, tmp_path: Path, option: tuple[str, ...], flushed: bool) -> None:
+    async def main() -> bool:
+        async with Server(fake("a", *option), tmp_path / "log", 30) as server:
+            return await server.flush_cache()
+
+    assert asyncio.run(main()) is flushed
+
+
+def test_processes_are_those_of_the_server_and_its_children(fake: Fake, tmp_path: Path) -> None:
+    child = tmp_path / "child"
+
+    async def main() -> tuple[list[int], list[int]]:
+        async with Server(fake("a", "--child", str(child)), tmp_path / "log", 30) as server:
+            processes = server.processes()
+            assert server._process.pid in processes
+        return processes, server.processes()
+
+    running, ended = asyncio.run(main())
+    assert int(child.read_text()) in running
+    assert ended == []
+
+
 def test_environment_is_added(tmp_path: Path) -> None:
     launch = Launch("a", ["/bin/sh", "-c", "echo $ADDED and $HOME; exit 1"], {"ADDED": "something"})
     with pytest.raises(ServerError, match=f"something and {os.environ['HOME']}"):

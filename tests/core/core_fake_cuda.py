@@ -10,7 +10,10 @@ from core_world import Fault, World
 
 from vt_sglang._core import KVCache
 
-OUT_OF_MEMORY = 2
+OUT_OF_MEMORY, ILLEGAL_ADDRESS, NOT_PERMITTED = 2, 700, 800
+
+# CU_DEVICE_ATTRIBUTE_...
+VIRTUAL_MEMORY, POSIX_HANDLES, RDMA = 102, 103, 110
 
 
 class FakeCuda:
@@ -42,9 +45,13 @@ class FakeCuda:
         assert count >= 0, name
         return count
 
-    def fail(self, name: str, successes: int = 0, code: int = OUT_OF_MEMORY) -> None:
+    def fail(self, name: str, successes: int = 0, code: int = ILLEGAL_ADDRESS) -> None:
         """Let the call after so many successful ones return this CUresult, once."""
         assert self._library.fake_cuda_fail(name.encode(), ctypes.c_long(successes), code) == 0, name
+
+    def limit_memory(self, pages: int) -> None:
+        """Let the device have memory for so many pages more."""
+        self._library.fake_cuda_limit_memory(ctypes.c_long(pages))
 
     def clear_failures(self) -> None:
         self._library.fake_cuda_clear_failures()
@@ -58,11 +65,12 @@ class FakeCuda:
         return bool(self._library.fake_cuda_waiting())
 
     def count(self, what: str) -> int:
-        """How many handles, rdma handles, mappings, reservations, contexts or pushed contexts there are."""
+        """How many handles (or rdma or exportable handles), mappings, reservations, contexts or pushed contexts."""
         return self._library.fake_cuda_count(what.encode())
 
-    def support_rdma(self) -> None:
-        self._library.fake_cuda_support_rdma(1)
+    def support(self, attribute: int, value: bool = True) -> None:
+        """Let the devices have a feature, by its CUdevice_attribute, until the next reset."""
+        self._library.fake_cuda_support(attribute, int(value))
 
     def complaint(self) -> str:
         """The first rule of the API that was broken."""
@@ -88,6 +96,7 @@ ENTRY_POINTS = {  # of which one is to fail
     "unmap": ("cuMemUnmap",),
     "copy": ("cuMemcpyDtoDAsync", "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess"),
     "release": ("cuMemRelease", "cuMemUnmap"),
+    "clear": ("cuMemsetD8Async", "cuCtxPushCurrent"),
 }
 
 
@@ -112,6 +121,10 @@ class CudaWorld(World):
         assert self.fake is not None
         names = ENTRY_POINTS[kind]
         self.fake.fail(names[number % len(names)], number // len(names))
+
+    def limit_memory(self, cache: KVCache, pages: int) -> None:  # noqa: ARG002
+        assert self.fake is not None
+        self.fake.limit_memory(pages)
 
     def clear_faults(self, cache: KVCache) -> None:  # noqa: ARG002
         assert self.fake is not None

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A state machine that drives the core beside a simple model of it, with driver failures at every call.
 
-The model knows three things: what each live request holds, which prefixes were ever recorded, and which of them
-must still be there. A prefix is its hash (`prefix_hashes`), so the trie of all recorded sequences is a set of hashes.
+The model knows four things: what each live request holds, which prefixes were ever recorded, which of them must still
+be there, and for how many pages there is memory. A prefix is its hash (`prefix_hashes`), so the trie of all recorded
+sequences is a set of hashes.
 Every byte of a sequence follows from its prefix (`pattern`), so one wrong byte shows any mixing of contents.
 """
 
@@ -33,6 +34,7 @@ NORMAL_STEPS = 30_000
 STEPS = int(os.environ.get("VT_TEST_STEPS", NORMAL_STEPS))  # over all worlds of test_stateful.py, roughly
 SEED = int(os.environ.get("VT_TEST_SEED", "0"))
 STEPS_PER_EXAMPLE = 50
+FORWARDS_BEFORE_RETRY = 64  # of creating a page, after there was no memory for it
 
 NAMESPACES = (None, "", "a")
 
@@ -46,8 +48,8 @@ def maybe_faults(*kinds: str) -> st.SearchStrategy[Fault | None]:
     return st.none() | st.tuples(st.sampled_from(kinds), st.integers(0, 7))
 
 
-bind_faults = maybe_faults("create", "map", "copy", "unmap")  # unmap: where mappings are short
-grow_faults = maybe_faults("create", "map", "unmap")
+bind_faults = maybe_faults("create", "create", "map", "copy", "unmap", "clear")  # unmap: where mappings are short
+grow_faults = maybe_faults("create", "create", "map", "unmap", "clear")
 trim_faults = maybe_faults("unmap", "release")
 
 
@@ -74,8 +76,13 @@ class CoreMachine(RuleBasedStateMachine):
         self.completed = 0
         self.draining: dict[int, tuple[int, dict[int, int]]] = {}  # slot -> (forward, what it maps)
         self.steps = 0
+        self.memory_pages: int | None = None  # pages that the machine has memory for; None: for all
+        self.failed = 0  # creations for which there was none
+        self.withheld = 0  # pages
+        self.retry_at = 0  # the forward from which on one is tried again
 
     def teardown(self) -> None:
+        self.world.clear_faults(self.cache)
         del self.memory, self.cache
         self.world.after()
 
@@ -117,18 +124,42 @@ class CoreMachine(RuleBasedStateMachine):
             "idle": self.cache.idle_slots(),
             "live_slots": usage["live_slots"],
             "live_tokens": usage["live_tokens"],
-            "deliverable": self.deliverable(),
-            "deliverable_tokens": self.cache.available_tokens() + self.cache.evictable_tokens(),
-            "protected_tokens": self.cache.protected_tokens(),
         }
+        found_out = self.cache.counters()["creations_failed"], usage["withheld_pages"]
+        seen["deliverable"] = (found_out, self.cache.deliverable_pages())
+        seen["deliverable_tokens"] = (found_out, self.cache.available_tokens() + self.cache.evictable_tokens())
+        seen["protected_tokens"] = (found_out, self.cache.protected_tokens())
         for name in ("nodes", "tree_tokens", "held_pages", "evictable_pages"):
             seen[name] = (self.cache.counters()["nodes_evicted"], usage[name])
         return seen
 
     def deliverable(self) -> int:
-        """Pages that can be taken, after evicting if need be."""
+        """Pages that can really be taken, after evicting if need be: what the core does not know of memory included."""
+        self.note_failures()
         usage = self.cache.usage()
-        return usage["budget_pages"] + 1 - usage["held_pages"] + usage["evictable_pages"]
+        left = usage["budget_pages"] + 1 - usage["created_pages"]
+        if self.begun < self.retry_at:
+            left -= usage["withheld_pages"]
+        if self.memory_pages is not None:
+            left = min(left, self.memory_pages - usage["created_pages"])
+        return usage["free_pages"] + left + usage["evictable_pages"]
+
+    def note_failures(self) -> None:
+        """From the last creation that failed on, forwards are counted."""
+        failed = self.cache.counters()["creations_failed"]
+        if failed != self.failed:
+            self.failed = failed
+            self.retry_at = self.begun + FORWARDS_BEFORE_RETRY
+        withheld = self.cache.usage()["withheld_pages"]
+        if withheld != self.withheld:
+            self.world.met["withheld" if withheld > self.withheld else "withheld no more"] += 1
+        self.withheld = withheld
+
+    def clear_faults(self) -> None:
+        """End injected failures, but not a lack of memory."""
+        self.world.clear_faults(self.cache)
+        if self.memory_pages is not None:
+            self.world.limit_memory(self.cache, self.memory_pages - self.cache.usage()["created_pages"])
 
     def attempt(self, operation: Callable[[], Any], fault: Fault | None) -> Any:
         """Run an operation. If the injected failure meets it, show that it left no trace and succeeds when repeated."""
@@ -139,7 +170,7 @@ class CoreMachine(RuleBasedStateMachine):
         try:
             return operation()
         except DriverError as error:
-            self.world.clear_faults(self.cache)
+            self.clear_faults()
             self.note_evictions()
             if "max_map_count" not in str(error):
                 self.world.met[f"failed {fault[0]}"] += 1
@@ -147,7 +178,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.verify()
             return self.within_mapping_limit(operation)
         finally:
-            self.world.clear_faults(self.cache)
+            self.clear_faults()
             self.note_evictions()
 
     def within_mapping_limit(self, operation: Callable[[], Any]) -> Any:
@@ -167,7 +198,7 @@ class CoreMachine(RuleBasedStateMachine):
         after = self.observe()
         for name, value in before.items():
             if isinstance(value, tuple) and value[0] != after[name][0]:
-                continue  # pages were evicted meanwhile
+                continue  # pages were evicted meanwhile, or there was found to be memory for more or fewer
             assert after[name] == value, f"a failed operation changed {name}"
 
     @contextmanager
@@ -245,7 +276,8 @@ class CoreMachine(RuleBasedStateMachine):
         """What `total_tokens` promises: a request that runs alone gets every page up to that length."""
         prompt = self.choose_prompt(namespace, pick, cut, text)
         total = min(self.longest, self.cache.total_tokens)
-        while self.geometry.pages_for(total) > self.world.budget_pages:
+        self.cache.create_ahead(self.geometry.pages_for(total), retry=True)
+        while self.geometry.pages_for(total) > self.world.budget_pages - self.cache.usage()["withheld_pages"]:
             total -= 1
         slot = self.admit(namespace, prompt[:total], total, None, total, fault)
         if slot is not None:
@@ -286,7 +318,7 @@ class CoreMachine(RuleBasedStateMachine):
         bound = None
         try:
             with self.expecting(*errors):
-                bound = self.attempt(lambda: self.cache.bind(namespace, node, total), fault)
+                bound = self.attempt(lambda: self.cache.bind(namespace, node, total, self.world.guard_tokens), fault)
         except OutOfPages:
             assert tail
             assert needed + 1 > deliverable
@@ -296,6 +328,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.cache.unlock(node)
             return None
         slot, kind, shared, _ = bound
+        self.verify_guards(slot, total)
         self.world.met[f"tail {kind}"] += 1
         assert slot not in self.live
         assert slot not in self.draining, "a slot was taken that a forward still uses"
@@ -311,6 +344,12 @@ class CoreMachine(RuleBasedStateMachine):
         """Go on computing a sequence."""
         waiting = sorted(slot for slot, it in self.live.items() if it.written < len(it.ids))
         self.compute(waiting[pick % len(waiting)], share)
+
+    def verify_guards(self, slot: int, tokens: int) -> None:
+        """What a kernel may read behind a sequence is memory."""
+        if self.world.guard_tokens:
+            end = min(tokens + self.world.guard_tokens, self.cache.slot_tokens)
+            assert self.memory.accessible(slot, end)
 
     def compute(self, slot: int, share: int) -> None:
         it = self.live[slot]
@@ -344,12 +383,13 @@ class CoreMachine(RuleBasedStateMachine):
             errors = (OutOfPages,)
         done = False
         with self.expecting(*errors):
-            self.attempt(lambda: self.cache.grow(slots, tokens), fault)
+            self.attempt(lambda: self.cache.grow(slots, tokens, self.world.guard_tokens), fault)
             done = True
         if not done:
             self.same(before)
             return
         for slot, length in zip(chosen, lengths, strict=True):
+            self.verify_guards(slot, length)
             self.live[slot].backed = length
             self.live[slot].extend(new[slot])
             self.compute(slot, written)
@@ -461,10 +501,56 @@ class CoreMachine(RuleBasedStateMachine):
         before = self.observe()
         assert self.cache.make_room(pages) == possible
         if possible:
-            assert self.cache.usage()["budget_pages"] + 1 - self.cache.usage()["held_pages"] >= pages
+            assert self.cache.usage()["free_pages"] >= pages
         else:
-            assert self.observe() == before
+            self.same(before)
         self.note_evictions()
+
+    @rule(pages=st.integers(0, 16), retry=st.booleans())
+    def create_ahead(self, pages: int, retry: bool) -> None:
+        """Changes nothing but what the core knows of memory; and what it promises then is there."""
+        before = self.observe()
+        self.cache.create_ahead(pages, retry)
+        self.same(before)
+        usage = self.cache.usage()
+        assert usage["free_pages"] >= pages or (
+            usage["free_pages"] + usage["evictable_pages"] == self.cache.deliverable_pages() == self.deliverable()
+        )
+
+    @precondition(lambda self: self.memory_pages is None and self.steps % 4 == 0)
+    @rule(pages=st.integers(0, 3))
+    def lose_memory(self, pages: int) -> None:
+        """Others take all but so many pages."""
+        self.memory_pages = self.cache.usage()["created_pages"] + pages
+        self.clear_faults()
+
+    @precondition(lambda self: self.memory_pages is None and self.steps % 4 == 1)
+    @rule()
+    def run_out(self) -> None:
+        """Others take all memory, and the core finds out."""
+        self.lose_memory(0)
+        self.create_ahead(self.cache.usage()["free_pages"] + 1, True)
+
+    @precondition(lambda self: self.memory_pages is not None)
+    @rule()
+    def gain_memory(self) -> None:
+        """Others give it back."""
+        self.memory_pages = None
+        self.clear_faults()
+
+    @precondition(lambda self: self.memory_pages is not None)
+    @rule()
+    def recover(self) -> None:
+        """Others give it back, and the core finds out."""
+        self.gain_memory()
+        self.let_time_pass()
+        self.create_ahead(self.cache.usage()["free_pages"] + 1, False)
+
+    @precondition(lambda self: self.begun < self.retry_at)
+    @rule()
+    def let_time_pass(self) -> None:
+        while self.begun < self.retry_at:
+            self.begun = self.cache.begin_forward(ints())
 
     @rule(keep=st.integers(0, 5), fault=trim_faults)
     def trim(self, keep: int, fault: Fault | None) -> None:
@@ -491,7 +577,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.evicted = self.cache.counters()["nodes_evicted"]
         assert self.cache.usage()["tree_tokens"] == 0
         assert self.cache.usage()["held_pages"] == 1
-        assert self.cache.available_tokens() == self.cache.total_tokens
+        withheld = self.cache.usage()["withheld_pages"]
+        assert self.cache.available_tokens() == self.geometry.tokens_in(self.world.budget_pages - withheld)
         self.world.met["cleared"] += 1
 
     # ---- what holds at every moment
@@ -505,6 +592,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     def verify(self) -> None:
         self.cache.check()
+        self.note_failures()
         usage = self.cache.usage()
         unrecorded = sum(it.backed - it.recorded for it in self.live.values())
         assert usage["live_tokens"] == unrecorded

@@ -21,6 +21,7 @@ class World:
     slots: int = 5
     symbol_tokens: int = 1  # tokens that one drawn symbol stands for, where many tokens fit on a page
     mapping_limit: int = 0
+    guard_tokens: int = 0
     met: Counter[str] = field(default_factory=Counter)
 
     def make(self) -> KVCache:
@@ -40,7 +41,12 @@ class World:
         kind, number = fault
         cache.inject_fault(kind, number % 4)
 
+    def limit_memory(self, cache: KVCache, pages: int) -> None:
+        """Let there be memory for so many pages more."""
+        cache.limit_memory(cache.usage()["created_pages"] + pages)
+
     def clear_faults(self, cache: KVCache) -> None:
+        """End failures and the limit of memory."""
         cache.clear_faults()
 
     def after(self) -> None:

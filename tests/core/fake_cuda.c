@@ -58,7 +58,7 @@ typedef struct {
 
 typedef struct {
   size_t bytes;
-  int created, mappings, rdma;
+  int created, mappings, rdma, exportable;
 } Handle;  // its memory: at index * HANDLE_SPACE in the file
 typedef struct {
   Address start;
@@ -71,7 +71,12 @@ typedef struct {
 } Mapping;
 
 static const size_t kHandleSpace = (size_t)1 << 24;
-static int file = -1, initialized, rdma_supported, retained[DEVICES];
+static int file = -1, initialized, retained[DEVICES];
+
+// Attributes of both devices.
+enum { VIRTUAL_MEMORY = 102, POSIX_HANDLES = 103, RDMA = 110, ATTRIBUTES = 128 };
+static int supported[ATTRIBUTES] = {[VIRTUAL_MEMORY] = 1};
+
 static Handle handles[MOST];
 static Reservation reservations[MOST];
 static Mapping mappings[MOST];
@@ -79,6 +84,7 @@ static int handle_count, reservation_count, mapping_count;
 static __thread int contexts[DEEPEST];
 static __thread int context_depth;
 static char complaint[256];
+static long memory_left = -1;  // handles that can be created; -1: any number
 
 static struct {
   const char* name;
@@ -98,7 +104,8 @@ static struct {
              {"cuMemMap", 0, -1, 0},
              {"cuMemUnmap", 0, -1, 0},
              {"cuMemSetAccess", 0, -1, 0},
-             {"cuMemcpyDtoDAsync", 0, -1, 0}};
+             {"cuMemcpyDtoDAsync", 0, -1, 0},
+             {"cuMemsetD8Async", 0, -1, 0}};
 enum { KINDS = sizeof kinds / sizeof *kinds };
 static _Atomic(const void*) held;  // the kind of calls that wait
 static _Atomic int waiting;
@@ -234,8 +241,8 @@ int cuDeviceGet(int* device, int ordinal) {
 
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
   if (device < 0 || device >= DEVICES) return INVALID_DEVICE;
-  if (attribute != 110) return INVALID_VALUE;
-  *value = rdma_supported;
+  if (attribute < 0 || attribute >= ATTRIBUTES) return INVALID_VALUE;
+  *value = supported[attribute];
   return SUCCESS;
 }
 
@@ -272,7 +279,8 @@ int cuCtxPopCurrent_v2(void** context) {
 
 static int valid(const Properties* it) {
   return it->type == 1 && it->location.type == 1 && it->location.id >= 0 && it->location.id < DEVICES &&
-         it->requested_handle_types == 0 && it->win32_handle_metadata == NULL && it->flags.compression == 0;
+         it->requested_handle_types <= supported[POSIX_HANDLES] && it->flags.rdma <= supported[RDMA] &&
+         it->win32_handle_metadata == NULL && it->flags.compression == 0;
 }
 
 int cuMemGetAllocationGranularity(size_t* bytes, const Properties* properties, int option) {
@@ -309,6 +317,15 @@ int cuMemAddressFree(Address start, size_t bytes) {
   return wrong(INVALID_VALUE, "addresses freed that were not reserved so");
 }
 
+// What new memory holds is not defined.
+static int fill_with_garbage(int index, size_t bytes) {
+  void* memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, (off_t)(index * kHandleSpace));
+  if (memory == MAP_FAILED) return 0;
+  memset(memory, 0xA5, bytes);
+  munmap(memory, bytes);
+  return 1;
+}
+
 int cuMemCreate(Address* handle, size_t bytes, const Properties* properties, unsigned long long flags) {
   BEGIN("cuMemCreate");
   NEED_CONTEXT("cuMemCreate");
@@ -316,9 +333,12 @@ int cuMemCreate(Address* handle, size_t bytes, const Properties* properties, uns
   NEED(bytes > 0 && bytes % FAKE_CUDA_GRANULARITY == 0 && bytes <= kHandleSpace, "memory of improper size");
   int free = 0;
   while (free < handle_count && (handles[free].created || handles[free].mappings > 0)) ++free;
+  if (memory_left == 0) return OUT_OF_MEMORY;
   if (free == MOST || fallocate(file, 0, (off_t)(free * kHandleSpace), (off_t)bytes) != 0) return OUT_OF_MEMORY;
   if (free == handle_count) ++handle_count;
-  handles[free] = (Handle){bytes, 1, 0, properties->flags.rdma};
+  if (!fill_with_garbage(free, bytes)) return OUT_OF_MEMORY;
+  handles[free] = (Handle){bytes, 1, 0, properties->flags.rdma, properties->requested_handle_types};
+  if (memory_left > 0) --memory_left;
   *handle = (Address)free + 1000;  // 0 would be a handle that a test takes for none
   return SUCCESS;
 }
@@ -336,6 +356,7 @@ int cuMemRelease(Address handle) {
   NEED(it != NULL, "a handle released that does not exist");
   if (it->mappings > 0) wrong(SUCCESS, "a handle released that is still mapped");  // allowed, but not to the core
   it->created = 0;
+  if (memory_left >= 0) ++memory_left;
   if (it->mappings == 0) give_memory_back((int)(it - handles));
   return SUCCESS;
 }
@@ -401,6 +422,15 @@ int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, void* stream) {
   return SUCCESS;
 }
 
+int cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void* stream) {
+  (void)stream;
+  BEGIN("cuMemsetD8Async");
+  NEED_CONTEXT("cuMemsetD8Async");
+  NEED(bytes > 0 && readable(to, bytes), "memory set that cannot be accessed");
+  memset(at(to), value, bytes);
+  return SUCCESS;
+}
+
 // ---- for the tests
 
 // How often an entry point was called.
@@ -423,7 +453,11 @@ int fake_cuda_fail(const char* name, long successes, int code) {
 
 void fake_cuda_clear_failures(void) {
   for (int i = 0; i < KINDS; ++i) kinds[i].successes_left = -1;
+  memory_left = -1;
 }
+
+// The device has memory for so many more handles, and for those that are released.
+void fake_cuda_limit_memory(long handles_left) { memory_left = handles_left; }
 
 // Lets every call of this kind wait, but no longer than five seconds, until no kind is held: NULL.
 void fake_cuda_hold(const char* name) {
@@ -441,15 +475,17 @@ int fake_cuda_count(const char* what) {
   if (strcmp(what, "reservations") == 0) return reservation_count;
   if (strcmp(what, "contexts") == 0) return retained[0] + retained[1];
   if (strcmp(what, "pushed contexts") == 0) return context_depth;
+  const int rdma = strcmp(what, "rdma handles") == 0, exportable = strcmp(what, "exportable handles") == 0;
   for (int i = 0; i < handle_count; ++i)
-    count += strcmp(what, "handles") == 0 ? handles[i].created : handles[i].created && handles[i].rdma;
+    count += handles[i].created && (!rdma || handles[i].rdma) && (!exportable || handles[i].exportable);
   return count;
 }
 
 // The first rule that was broken, or "".
 const char* fake_cuda_complaint(void) { return complaint; }
 
-void fake_cuda_support_rdma(int supported) { rdma_supported = supported; }
+// What the devices support: an attribute of CUdevice_attribute.
+void fake_cuda_support(int attribute, int value) { supported[attribute] = value; }
 
 // Forgets calls, failures and complaints.
 void fake_cuda_reset(void) {
@@ -458,6 +494,8 @@ void fake_cuda_reset(void) {
     kinds[i].successes_left = -1;
   }
   complaint[0] = '\0';
-  rdma_supported = 0;
+  memset(supported, 0, sizeof supported);
+  supported[VIRTUAL_MEMORY] = 1;
+  memory_left = -1;
   held = NULL;
 }

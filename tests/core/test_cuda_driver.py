@@ -6,11 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from core_fake_cuda import OUT_OF_MEMORY, CudaWorld, FakeCuda
+from core_fake_cuda import (
+    NOT_PERMITTED,
+    OUT_OF_MEMORY,
+    POSIX_HANDLES,
+    RDMA,
+    VIRTUAL_MEMORY,
+    CudaWorld,
+    FakeCuda,
+)
 from core_harness import PAGE, Geometry, Memory, Request, ids, ints, run
 from core_machine import STEPS, run_machine
 
-from vt_sglang._core import DriverError, KVCache
+from vt_sglang._core import DriverError, KVCache, OutOfMemory, OutOfPages
 
 BASE = "abcdef"  # a page and a half, of four tokens a page
 
@@ -130,9 +138,47 @@ def test_pages_of_several_granules(fake_cuda: FakeCuda) -> None:
 def test_memory_is_open_to_network_cards_where_the_device_lets_them(fake_cuda: FakeCuda) -> None:
     plain = fake_cuda.cache()
     assert (plain.physical_bytes(), fake_cuda.count("rdma handles")) == (PAGE, 0)
-    fake_cuda.support_rdma()
+    fake_cuda.support(RDMA)
     cache = fake_cuda.cache()
     assert (cache.physical_bytes(), fake_cuda.count("rdma handles")) == (PAGE, 1)
+
+
+def test_pages_can_be_exported_where_the_device_lets_them(fake_cuda: FakeCuda) -> None:
+    """And where it is asked for. NCCL registers memory by that."""
+    plain = fake_cuda.cache(exportable_pages=True)
+    assert (plain.physical_bytes(), fake_cuda.count("exportable handles")) == (PAGE, 0)
+    del plain
+    fake_cuda.support(POSIX_HANDLES)
+    plain = fake_cuda.cache()
+    assert (plain.physical_bytes(), fake_cuda.count("exportable handles")) == (PAGE, 0)
+    del plain
+    cache = fake_cuda.cache(exportable_pages=True)
+    run(cache, ids(BASE))
+    pages = cache.physical_bytes() // PAGE
+    assert fake_cuda.count("handles") == fake_cuda.count("exportable handles") == pages > 1
+    del cache
+    fake_cuda.verify_nothing_is_left()
+
+
+@pytest.mark.parametrize("name", ["cuMemGetAllocationGranularity", "cuMemCreate", "cuCtxPushCurrent"])
+def test_pages_that_cannot_be_exported_are_had_without(fake_cuda: FakeCuda, name: str) -> None:
+    """A container, for example, that refuses what the device has."""
+    fake_cuda.support(POSIX_HANDLES)
+    fake_cuda.fail(name, 0, NOT_PERMITTED)
+    cache = fake_cuda.cache(exportable_pages=True)
+    run(cache, ids(BASE))
+    assert (fake_cuda.count("handles") > 1, fake_cuda.count("exportable handles")) == (True, 0)
+    del cache
+    fake_cuda.verify_nothing_is_left()
+
+
+def test_a_full_gpu_does_not_look_like_one_that_exports_nothing(fake_cuda: FakeCuda) -> None:
+    fake_cuda.support(POSIX_HANDLES)
+    fake_cuda.fail("cuMemCreate", 0, OUT_OF_MEMORY)
+    cache = fake_cuda.cache(exportable_pages=True)
+    assert fake_cuda.count("exportable handles") == 1
+    del cache
+    fake_cuda.verify_nothing_is_left()
 
 
 def test_everything_goes_with_the_cache(fake_cuda: FakeCuda) -> None:
@@ -178,8 +224,31 @@ def test_a_device_that_does_not_exist(fake_cuda: FakeCuda) -> None:
         fake_cuda.cache(device=7)
 
 
+def test_a_device_without_virtual_memory(fake_cuda: FakeCuda) -> None:
+    fake_cuda.support(VIRTUAL_MEMORY, False)
+    with pytest.raises(DriverError, match="device 1 has no virtual memory management; serve without"):
+        fake_cuda.cache(device=1)
+    fake_cuda.verify_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (2, "lower --mem-fraction-static"),
+        (101, "CUDA_VISIBLE_DEVICES"),
+        (719, "start it again"),
+        (801, r"D \(page 1 of 2, at page index 16 of 96,"),
+    ],
+)
+def test_errors_say_what_to_do(fake_cuda: FakeCuda, code: int, says: str) -> None:
+    cache = fake_cuda.cache()
+    fake_cuda.fail("cuMemMap", 0, code)
+    with pytest.raises(DriverError, match=f"^cuMemMap failed: CUDA.*{says}"):
+        Request(cache, ids("x"))
+
+
 def test_a_page_that_is_no_multiple_of_the_granularity(fake_cuda: FakeCuda) -> None:
-    with pytest.raises(ValueError, match="granularity, 4096; got 6000"):
+    with pytest.raises(ValueError, match="granularity, 4096; got 6000: leave --vtensor-page-bytes out"):
         fake_cuda.cache(page_bytes=6000)
 
 
@@ -211,14 +280,27 @@ def test_addresses_that_cannot_be_had(fake_cuda: FakeCuda) -> None:
         fake_cuda.cache()
 
 
-def test_out_of_memory_has_its_name(fake_cuda: FakeCuda) -> None:
+def test_out_of_memory_has_its_name_and_an_advice(fake_cuda: FakeCuda) -> None:
+    fake_cuda.limit_memory(0)
+    with pytest.raises(
+        OutOfMemory, match=r"cuMemCreate failed: CUDA_ERROR_OUT_OF_MEMORY, out of memory; .*lower --mem-fraction"
+    ):
+        fake_cuda.cache()
+
+
+def test_only_a_lack_of_memory_is_lived_with(fake_cuda: FakeCuda) -> None:
+    """Any other failure to create a page is an error."""
     cache = fake_cuda.cache()
-    fake_cuda.fail("cuMemCreate", 1, OUT_OF_MEMORY)
-    before = cache.usage()
-    with pytest.raises(DriverError, match="cuMemCreate failed: CUDA_ERROR_OUT_OF_MEMORY, out of memory"):
+    fake_cuda.limit_memory(1)
+    with pytest.raises(OutOfPages):
         Request(cache, ids("x" * 12))
-    assert cache.usage() == before | {"created_pages": 2, "free_pages": 1}
-    run(cache, ids("x" * 12))
+    assert cache.usage()["withheld_pages"] == 31
+    fake_cuda.clear_failures()
+    cache = fake_cuda.cache()
+    fake_cuda.fail("cuMemCreate", 1)
+    with pytest.raises(DriverError, match="cuMemCreate failed"):
+        Request(cache, ids("x" * 12))
+    assert cache.usage()["withheld_pages"] == 0
 
 
 def test_an_error_without_a_name_has_its_number(fake_cuda: FakeCuda) -> None:
@@ -236,13 +318,14 @@ def unchanged(cache: KVCache) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("name", "calls"),
     [
-        ("cuCtxPushCurrent", 3),
+        ("cuCtxPushCurrent", 4),
         ("cuMemCreate", 1),
         ("cuMemUnmap", 2),
         ("cuMemMap", 6),
         ("cuMemSetAccess", 3),
         ("cuMemAddressReserve", 1),
         ("cuMemcpyDtoDAsync", 1),
+        ("cuMemsetD8Async", 1),
     ],
 )
 def test_a_bind_that_fails_half_way_is_undone(fake_cuda: FakeCuda, name: str, calls: int) -> None:
@@ -333,7 +416,7 @@ def test_shedding_that_fails_half_way_leaves_true_mappings(fake_cuda: FakeCuda, 
 # ---- random operations
 
 CUDA_WORLDS = (
-    CudaWorld("cuda, tokens straddle pages", token_bytes=1000),
+    CudaWorld("cuda, tokens straddle pages", token_bytes=1000, guard_tokens=7),
     CudaWorld("cuda, tokens larger than a page", token_bytes=6000, budget_pages=40),
     CudaWorld("cuda, few mappings", token_bytes=1000, mapping_limit=14),
 )
@@ -344,3 +427,37 @@ def test_core_agrees_with_the_model(fake_cuda: FakeCuda, world: CudaWorld) -> No
     """The state machine, shortened. Here batches fail in their midst."""
     world.fake = fake_cuda
     run_machine(world, STEPS // 10)
+
+
+@pytest.mark.parametrize(("name", "code"), [("cuMemMap", OUT_OF_MEMORY), ("cuMemSetAccess", OUT_OF_MEMORY)])
+def test_no_memory_for_a_mapping(fake_cuda: FakeCuda, name: str, code: int) -> None:
+    """It has an error of its own, since it is worth trying again; nothing is left of the attempt."""
+    cache = fake_cuda.cache()
+    before = unchanged(cache)
+    fake_cuda.fail(name, 1 if name == "cuMemMap" else 0, code)
+    with pytest.raises(OutOfMemory, match=name):
+        Request(cache, ids("x" * 12))
+    assert unchanged(cache) == before
+    assert fake_cuda.count("mappings") == 1
+    cache.check()
+    Request(cache, ids("x" * 12)).verify()
+
+
+@pytest.mark.parametrize(("name", "calls"), [("cuMemMap", 2), ("cuMemSetAccess", 2)])
+def test_no_memory_for_a_bind_that_copies(fake_cuda: FakeCuda, name: str, calls: int) -> None:
+    """For the mapping of the page it takes, or for that through which the tail's page is read."""
+    for successes in range(calls):
+        cache = fake_cuda.cache()
+        run(cache, ids(BASE))
+        extender = Request(cache, ids(BASE + "x"))
+        before = unchanged(cache)
+        fake_cuda.reset()
+        fake_cuda.fail(name, successes, OUT_OF_MEMORY)
+        with pytest.raises(OutOfMemory, match=name):
+            Request(cache, ids(BASE + "y"))
+        assert unchanged(cache) == before
+        cache.check()
+        another = Request(cache, ids(BASE + "y"))
+        assert another.tail == "copied"
+        another.verify()
+        extender.verify()

@@ -10,16 +10,17 @@ from core_world import World
 
 LEAST_STEPS = 10_000  # that a normal run really takes
 MUST_BE_MET = {
-    "OutOfPages", "alone", "cleared", "duplicate", "evicted", "failed create", "failed map", "recorded",
-    "tail copied", "tail extended", "tail none",
+    "OutOfPages", "alone", "cleared", "duplicate", "evicted", "recorded", "tail copied", "tail extended", "tail none",
 }  # fmt: skip
+LEAST_FAILURES = 4  # kinds of driver calls that failed; which, differs with the version of hypothesis
+MET_UNDER_LIMIT = {True: {"mapping limit"}, False: {"withheld", "withheld no more"}}  # whether mappings are limited
 
 WORLDS = (
     World("four tokens a page", token_bytes=1024),
-    World("tokens straddle pages", token_bytes=1000),
+    World("tokens straddle pages", token_bytes=1000, guard_tokens=7),
     World("many tokens a page", token_bytes=96, symbol_tokens=17),
     World("tokens larger than a page", token_bytes=6000, budget_pages=40),
-    World("few mappings", token_bytes=1000, mapping_limit=14),
+    World("few mappings", token_bytes=1000, mapping_limit=10),
 )
 
 
@@ -28,5 +29,6 @@ def test_core_agrees_with_the_model(world: World) -> None:
     run_machine(world, STEPS // len(WORLDS))
     assert world.met["steps"] >= min(LEAST_STEPS, STEPS // 2) // len(WORLDS)
     if STEPS >= NORMAL_STEPS and SEED == 0:
-        assert set(world.met) >= MUST_BE_MET | ({"mapping limit"} if world.mapping_limit else set())
+        assert set(world.met) >= MUST_BE_MET | MET_UNDER_LIMIT[world.mapping_limit > 0]
+        assert sum(name.startswith("failed ") for name in world.met) >= LEAST_FAILURES
     print(f"\n{world.name}: {dict(sorted(world.met.items()))}")

@@ -79,7 +79,9 @@ def test_arguments_of_functions(name: str) -> None:
     assert arguments_of(MODULE[name]) == signature_of(getattr(_core, name))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", [name for name in MODULE if name.endswith(("Error", "OutOfPages", "SlotsBusy"))])
+@pytest.mark.parametrize(
+    "name", [name for name in MODULE if name.endswith(("Error", "OutOfMemory", "OutOfPages", "SlotsBusy"))]
+)
 def test_bases_of_errors(name: str) -> None:
     (base,) = MODULE[name].bases  # type: ignore[attr-defined]
     assert [it.__name__ for it in getattr(_core, name).__bases__] == [base.id]

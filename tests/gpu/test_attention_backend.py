@@ -10,10 +10,34 @@ import torch
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 8, 2, 128, 2
+K_SCALE, V_SCALE = 0.5, 2.0
+"""Of float8: powers of two, by which one divides without rounding."""
+
+FLOAT8 = torch.float8_e4m3fn
+needs_float8 = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs a GPU with float8"
+)
 
 
-@pytest.fixture(params=[LAYERS, 64], ids=["1024 tokens a page", "32 tokens a page"])
-def backend(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=["triton", "fa3"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """For prefill and for decode."""
+    if request.param == "fa3" and torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("FlashAttention-3 needs a Hopper GPU")
+    monkeypatch.setenv("VTENSOR_PREFILL_KERNEL", request.param)
+    monkeypatch.setenv("VTENSOR_DECODE_KERNEL", request.param)
+    return str(request.param)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((LAYERS, torch.bfloat16), id="1024 tokens a page"),
+        pytest.param((64, torch.bfloat16), id="32 tokens a page"),
+        pytest.param((LAYERS, FLOAT8), id="float8, 2048 tokens a page", marks=needs_float8),
+        pytest.param((64, FLOAT8), id="float8, 64 tokens a page", marks=needs_float8),
+    ]
+)
+def backend(request: pytest.FixtureRequest, kernel: str) -> Any:
     """Large tokens, so that the page after a request's last is within a tile and not mapped; and small ones."""
     from sglang.srt.layers.radix_attention import RadixAttention
 
@@ -22,17 +46,29 @@ def backend(request: pytest.FixtureRequest) -> Any:
     from vt_sglang.adapter.kv_pool import VTensorKVPool
     from vt_sglang.layout import KVLayout
 
-    layout = KVLayout(layers=request.param, kv_heads=KV_HEADS, head_dim=HEAD_DIM, v_head_dim=HEAD_DIM, itemsize=2)
+    layer_count, dtype = request.param
+    if dtype == FLOAT8 and kernel == "fa3":
+        pytest.skip("FlashAttention-3 takes no float8 beside queries in bfloat16")
+    layout = KVLayout(
+        layers=layer_count, kv_heads=KV_HEADS, head_dim=HEAD_DIM, v_head_dim=HEAD_DIM, itemsize=dtype.itemsize
+    )
     core = KVCache(
         driver="cuda", page_bytes=0, token_bytes=layout.token_bytes, slots=8, slot_tokens=9000, budget_pages=1000
     )
     core.set_stream(torch.cuda.current_stream().cuda_stream)
-    pool = VTensorKVPool(core, layout, dtype=torch.bfloat16, device="cuda", start_layer=0, end_layer=request.param - 1)
+    pool = VTensorKVPool(core, layout, dtype=dtype, device="cuda", start_layer=0, end_layer=layer_count - 1)
     layers = [
         RadixAttention(HEADS, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer_id=0),
         RadixAttention(HEADS, HEAD_DIM, HEAD_DIM**-0.5, KV_HEADS, layer_id=1, sliding_window_size=100),
     ]
-    made = GpuAttention(SimpleNamespace(token_to_kv_pool=pool, model=torch.nn.ModuleList(layers)))
+    if dtype == FLOAT8:
+        # A checkpoint's scales are tensors; those of --quantization-param-path are numbers.
+        layers[0].k_scale, layers[0].v_scale = torch.tensor([K_SCALE, V_SCALE], device="cuda").unbind()
+        layers[1].k_scale, layers[1].v_scale = K_SCALE, V_SCALE
+    arguments = SimpleNamespace(enable_mixed_chunk=False)
+    made = GpuAttention(
+        SimpleNamespace(token_to_kv_pool=pool, model=torch.nn.ModuleList(layers), server_args=arguments)
+    )
     made.layers = layers
     return made
 
@@ -40,12 +76,16 @@ def backend(request: pytest.FixtureRequest) -> Any:
 class Sequence:
     """What a request's K and V must be, kept beside the arena."""
 
-    def __init__(self, slot: int) -> None:
+    def __init__(self, backend: Any, slot: int) -> None:
         self.slot = slot
+        self._float8 = backend.pool.dtype == FLOAT8
         self.k = [torch.empty(0, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")] * LAYERS
         self.v = list(self.k)
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        if self._float8:  # what is left of them; bfloat16 holds it
+            k = ((k / K_SCALE).to(FLOAT8).float() * K_SCALE).bfloat16()
+            v = ((v / V_SCALE).to(FLOAT8).float() * V_SCALE).bfloat16()
         self.k[layer] = torch.cat([self.k[layer], k])
         self.v[layer] = torch.cat([self.v[layer], v])
 
@@ -85,6 +125,7 @@ def _batch(backend: Any, sequences: list[Sequence], starts: list[int], ends: lis
         out_cache_loc=_locations(backend, sequences, starts, ends),
         extend_seq_lens=torch.tensor(new, device="cuda"),
         extend_seq_lens_cpu=new,
+        extend_prefix_lens_cpu=starts,
     )
 
 
@@ -112,7 +153,8 @@ def test_chunks_and_decode(backend: Any) -> None:
     """Prefill in chunks, with and without a prefix, then decode, in one ragged batch."""
     core = backend.pool.core
     lengths = [(3000, 3100, 3103), (1, 700, 703), (64, 65, 68)]
-    sequences = [Sequence(core.bind(None, 0, last)[0]) for *_, last in lengths]
+    guard = max(backend.pool.prefill_guard_tokens, backend.pool.decode_guard_tokens)
+    sequences = [Sequence(backend, core.bind(None, 0, last, guard)[0]) for *_, last in lengths]
     _run(backend, sequences, [0, 0, 0], [it[0] for it in lengths], decode=False)
     _run(backend, sequences, [it[0] for it in lengths], [it[1] for it in lengths], decode=False)
     for step in range(3):
@@ -124,7 +166,7 @@ def test_decode_from_a_graph(backend: Any) -> None:
     """Captured on the padding slot, replayed for requests and padded rows whose slots are not mapped."""
     core = backend.pool.core
     rows = 4
-    batch = _batch(backend, [Sequence(0)] * rows, [0] * rows, [1] * rows, decode=True)
+    batch = _batch(backend, [Sequence(backend, 0)] * rows, [0] * rows, [1] * rows, decode=True)
     batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
     backend.init_cuda_graph_state(rows, rows)
     layer = backend.layers[0]
@@ -143,7 +185,8 @@ def test_decode_from_a_graph(backend: Any) -> None:
     with torch.cuda.graph(graph):
         output = forward()
 
-    sequences = [Sequence(core.bind(None, 0, length)[0]) for length in (5000, 40)]
+    guard = max(backend.pool.prefill_guard_tokens, backend.pool.decode_guard_tokens)
+    sequences = [Sequence(backend, core.bind(None, 0, length, guard)[0]) for length in (5000, 40)]
     prefilled = [4990, 38]
     _run(backend, sequences, [0, 0], prefilled, decode=False)
     for step in range(2):
@@ -161,3 +204,38 @@ def test_decode_from_a_graph(backend: Any) -> None:
             it.extend(0, k[row : row + 1].clone(), v[row : row + 1].clone())
         graph.replay()
         _check(output[:2], sequences, q[:2], [1, 1], 0)
+
+
+def test_a_sequence_of_nan_reaches_no_other(backend: Any, kernel: str) -> None:
+    """What a slot maps behind its request may be another's page: one that overflowed there must not be felt."""
+    core = backend.pool.core
+    guard = max(backend.pool.prefill_guard_tokens, backend.pool.decode_guard_tokens)
+    first = Sequence(backend, core.bind(None, 0, 600, guard)[0])
+    batch = _batch(backend, [first], [0], [600], decode=False)
+    backend.init_forward_metadata(batch)
+    for layer in backend.layers:
+        q, k, v = _random(600, HEADS), _random(600, KV_HEADS), _random(600, KV_HEADS)
+        k.fill_(float("nan"))
+        v.fill_(float("nan"))
+        v[::2] = float("inf")
+        output = backend.forward_extend(q.flatten(1), k.flatten(1), v.flatten(1), layer, batch)
+        assert output.isnan().any() == (kernel == "triton"), "stored finite where FlashAttention-3 reads"
+    core.release(first.slot)
+    again = Sequence(backend, core.bind(None, 0, 20, guard)[0])
+    assert again.slot == first.slot
+    _run(backend, [again], [0], [10], decode=False)
+    _run(backend, [again], [10], [11], decode=True)
+
+
+def test_a_made_up_batch_reads_nothing(backend: Any) -> None:
+    """As SGLang captures prefill: on slots that map nothing, at lengths that they do not have."""
+    from vt_sglang.adapter import dummy
+
+    batch = _batch(backend, [Sequence(backend, 0), Sequence(backend, 5)], [0, 0], [4000, 100], decode=False)
+    batch.out_cache_loc.zero_()
+    dummy.mark((batch, None), None)
+    backend.init_forward_metadata(batch)
+    q, k, v = _random(4100, HEADS), _random(4100, KV_HEADS), _random(4100, KV_HEADS)
+    output = backend.forward_extend(q.flatten(1), k.flatten(1), v.flatten(1), backend.layers[0], batch)
+    torch.cuda.synchronize()
+    assert not output.any()

@@ -6,7 +6,7 @@ from array import array
 import pytest
 import torch
 
-from vt_sglang._core import DriverError, KVCache
+from vt_sglang._core import DriverError, KVCache, OutOfPages
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -108,9 +108,10 @@ def test_a_batch_that_runs_out_of_memory_leaves_no_trace() -> None:
     cache = _cache(budget_pages=pages, slot_tokens=pages * TOKENS_A_PAGE)
     before = cache.usage()
     torch.cuda.empty_cache()
-    with pytest.raises(DriverError, match="CUDA_ERROR_OUT_OF_MEMORY"):
+    with pytest.raises(OutOfPages):
         cache.bind(None, 0, pages * TOKENS_A_PAGE)
     after = cache.usage()
+    assert after["withheld_pages"] > 64
     assert (after["live_slots"], after["held_pages"]) == (before["live_slots"], before["held_pages"])
     cache.check()
     assert cache.trim(0) > 0

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from arena import DEVICE, DTYPES
+from arena import CUDA, DEVICE, DTYPES
 from vt_sglang.triton_kernels.store import store_kv
 
 
@@ -40,6 +40,35 @@ def test_into_float8_with_scales() -> None:
     read = cache.float().cpu()[:, locations.cpu()]
     torch.testing.assert_close(read[0] * 0.5, k, rtol=0, atol=0)
     torch.testing.assert_close(read[1] * 2.0, v, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_finite(dtype: torch.dtype) -> None:
+    """What is no number becomes one."""
+    k = torch.tensor([float("nan"), float("inf"), -1.5, 0.0]).repeat(4).to(dtype).view(1, 1, 16).to(DEVICE)
+    cache = torch.zeros(2, 3, 1, 16, dtype=dtype, device=DEVICE)
+    v = torch.cat([k[..., :8], -k[..., :8]], -1)
+    store_kv(k, v, cache[0], cache[1], torch.tensor([2], device=DEVICE), finite=True)
+    most = torch.finfo(dtype).max
+    torch.testing.assert_close(cache[0, 2, 0].cpu(), torch.tensor([0, most, -1.5, 0] * 4, dtype=dtype), rtol=0, atol=0)
+    expected = torch.tensor([0, most, -1.5, 0] * 2 + [0, -most, 1.5, 0] * 2, dtype=dtype)
+    torch.testing.assert_close(cache[1, 2, 0].cpu(), expected, rtol=0, atol=0)
+    assert not cache[:, :2].any()
+
+
+@pytest.mark.skipif(not CUDA, reason="the interpreter does not round as a GPU does")
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float8_rounds_to_nearest_and_ends_at_its_largest(dtype: torch.dtype, scaled: bool) -> None:
+    """As torch rounds; beyond 448 it is not NaN, which would spoil the whole request."""
+    k = torch.randn(64, 2, 16, device=DEVICE).to(dtype) * 100
+    v = torch.linspace(-60000, 60000, 64 * 2 * 16, device=DEVICE).view(64, 2, 16).to(dtype)
+    cache = torch.zeros(2, 64, 2, 16, dtype=torch.float8_e4m3fn, device=DEVICE)
+    scales = {name: torch.tensor([2.0], device=DEVICE) for name in ("k_scale", "v_scale")} if scaled else {}
+    store_kv(k, v, cache[0], cache[1], torch.arange(64, device=DEVICE), **scales)
+    for stored, given in zip(cache, (k, v), strict=True):
+        expected = (given.float() / (2 if scaled else 1)).clamp(-448, 448).to(torch.float8_e4m3fn)
+        torch.testing.assert_close(stored.float(), expected.float(), rtol=0, atol=0)
 
 
 def test_nothing_to_store() -> None:

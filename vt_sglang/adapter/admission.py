@@ -4,6 +4,9 @@
 SGLang reckons in tokens. A request takes whole pages: the page on which its cached prefix ends, if that has to be
 copied, and the page on which it will end. So each request is charged what its pages hold beyond its tokens. And where
 the system lets a process have only so many mappings, nobody is let in whose pages could not be mapped.
+
+Pages come on demand, and there may be no memory for them. So what the step takes is created before anybody is let in:
+where that fails, the ledger has shrunk by the time it is asked.
 """
 
 from typing import Any
@@ -18,21 +21,23 @@ from vt_sglang.layout import Geometry
 class VTensorPrefillAdder(PrefillAdder):
     """SGLang's own where the server does not run on virtual tensors."""
 
+    rem_chunk_tokens: Any  # int, or None where prompts are not cut into chunks
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._core = self.tree_cache.core if isinstance(self.tree_cache, VTensorCache) else None
+        self._core: Any = self.tree_cache.core if isinstance(self.tree_cache, VTensorCache) else None
         self._rounding = 0  # tokens of room in the pages of admitted requests that SGLang does not count
         self._candidate = 0  # the same for the request being looked at
-        self._decode_pages = 0
+        self._step_pages = 0  # that this step takes, as far as it is planned
         self._mappable = 0  # pages that can be mapped for whom is admitted
         if self._core is not None:
             self._geometry = Geometry(self._core.page_bytes, self._core.token_bytes)
             if self.running_batch is not None:
                 # Running requests may take their next page in the same step (mixed batches), and the step after.
                 running = [req for req in self.running_batch.reqs if not req.finished()]
-                self._decode_pages = pages_for_next_token(self._core, running)
-                self._rounding = self._geometry.tokens_in(self._decode_pages)
-            self._mappable = max(self._core.mappable_pages() - self._decode_pages, 0)
+                self._step_pages = pages_for_next_token(self._core, running)
+                self._rounding = self._geometry.tokens_in(self._step_pages)
+            self._mappable = max(self._core.mappable_pages() - self._step_pages, 0)
 
     @property
     def rem_total_tokens(self) -> float:
@@ -48,21 +53,43 @@ class VTensorPrefillAdder(PrefillAdder):
         """Admit a waiting request if its pages can be had, and mapped."""
         if self._core is None:
             return super().add_one_req(req, has_chunked_req, truncation_align_size)
-        prefix = len(req.prefix_indices)
-        new = min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), CLIP_MAX_NEW_TOKENS)
-        end = len(req.full_untruncated_fill_ids) + new
-        # SGLang asks for `tokens + 1 < room`; two less than the pages hold makes that `pages <= pages to be had`.
-        if (mapped := self._geometry.pages_for(end)) > self._mappable:
+        new = _new_tokens(req)
+        if self._geometry.pages_for(len(req.full_untruncated_fill_ids) + new) > self._mappable:
             return AddReqResult.NO_TOKEN
-        self._candidate = self._room(prefix, end) - (end - prefix) - 2
+        alone = self._alone(0)
+        result = self._judge(req, has_chunked_req, truncation_align_size, new)
+        if not alone or self.can_run_list or result != AddReqResult.NO_TOKEN:
+            return result
+        # Nobody will ever make room for it, so memory is short. If not all that it may generate fits, it may still end
+        # early; and if not even its prompt does, it has to go.
+        self._core.create_ahead(0, retry=True)
+        for reckoned in (new, min(new, 1)):
+            req.init_next_round_input(self.tree_cache)  # a match that suits what there is
+            result = self._judge(req, has_chunked_req, truncation_align_size, reckoned)
+            if self.can_run_list or result != AddReqResult.NO_TOKEN:
+                return result
+        if self._core.usage()["withheld_pages"] == 0:
+            return result
+        self.tree_cache.hopeless.append(req)
+        return AddReqResult.OTHER  # NO_TOKEN would keep all others waiting too
+
+    def _judge(self, req: Any, has_chunked_req: bool, truncation_align_size: int | None, reckoned: int) -> AddReqResult:
+        """SGLang's own admission, with `reckoned` tokens to generate in place of all that the request may."""
+        prefix, full, new = len(req.prefix_indices), len(req.full_untruncated_fill_ids), _new_tokens(req)
+        # SGLang asks for `tokens + 1 < room`; two less than the pages hold makes that `pages <= pages to be had`.
+        self._candidate = self._room(prefix, full + reckoned) - (full + new - prefix) - 2
         try:
+            if full + new - prefix + self.page_size < self.rem_total_tokens:  # else it is refused in any case
+                chunk = full - prefix if self.rem_chunk_tokens is None else min(full - prefix, self.rem_chunk_tokens)
+                self._core.create_ahead(self._step_pages + self._pages(prefix, prefix + max(chunk, 0)))
             result = super().add_one_req(req, has_chunked_req, truncation_align_size)
         finally:
             self._candidate = 0
         if self.can_run_list and self.can_run_list[-1] is req:
-            whole = req.extend_range.end == len(req.full_untruncated_fill_ids)
-            self._charge(prefix, req.extend_range.end, new if whole else 0)
-            self._mappable -= mapped
+            end = req.extend_range.end
+            self._charge(prefix, end, new if end == full else 0)
+            self._step_pages += self._pages(prefix, end)
+            self._mappable -= self._geometry.pages_for(full + new)
         return result
 
     def add_chunked_req(self, req: Any) -> Any:
@@ -71,8 +98,14 @@ class VTensorPrefillAdder(PrefillAdder):
             return super().add_chunked_req(req)
         prefix = len(req.prefix_indices)
         held = self._geometry.pages_for(prefix)
-        pages = held + min(self._core.deliverable_pages() - self._decode_pages, self._mappable)
-        most = self._geometry.tokens_in(pages) - prefix
+        end = min(prefix + self.rem_chunk_tokens, len(req.full_untruncated_fill_ids))
+        self._core.create_ahead(self._step_pages + self._geometry.pages_for(end) - held)
+        most = self._deliverable_after(prefix)
+        if most <= 0 and self._alone(1):
+            self._core.create_ahead(self._step_pages + 1, retry=True)
+            most = self._deliverable_after(prefix)
+            if most <= 0 and self._core.deliverable_pages() == 0:
+                self.tree_cache.hopeless.append(req)
         if most <= 0:
             # As SGLang parks a chunk itself (hybrid SWA). Nobody else may be admitted: the step would count the chunk
             # as run.
@@ -83,12 +116,32 @@ class VTensorPrefillAdder(PrefillAdder):
         unfinished = super().add_chunked_req(req)
         self.rem_chunk_tokens += spared
         self._charge(prefix, req.extend_range.end, 0)
-        self._mappable -= self._geometry.pages_for(req.extend_range.end) - held
+        pages = self._geometry.pages_for(req.extend_range.end) - held
+        self._step_pages += pages
+        self._mappable -= pages
         return unfinished
+
+    def _alone(self, live_slots: int) -> bool:
+        """Whether only so many requests hold memory, and nobody else is about to."""
+        return not self.can_run_list and self._core.usage()["live_slots"] == live_slots
+
+    def _deliverable_after(self, prefix: int) -> int:
+        """Tokens for which a request that holds so many can be given pages now."""
+        pages = min(self._core.deliverable_pages() - self._step_pages, self._mappable)
+        return self._geometry.tokens_in(self._geometry.pages_for(prefix) + pages) - prefix
+
+    def _pages(self, start: int, end: int) -> int:
+        """Pages that tokens [start, end) take, if the one on which `start` lies has to be copied."""
+        return self._geometry.pages_for(end) - self._geometry.page_of(start)
 
     def _room(self, start: int, end: int) -> int:
         """Tokens that the pages of tokens [start, end) hold, if the one on which `start` lies has to be copied."""
-        return self._geometry.tokens_in(self._geometry.pages_for(end) - self._geometry.page_of(start))
+        return self._geometry.tokens_in(self._pages(start, end))
 
     def _charge(self, start: int, end: int, new: int) -> None:
         self._rounding += max(self._room(start, end + new) - (end + new - start) - self.page_size, 0)
+
+
+def _new_tokens(req: Any) -> int:
+    """How many tokens a request may still generate, as SGLang reckons."""
+    return int(min(max(req.sampling_params.max_new_tokens - len(req.output_ids), 0), CLIP_MAX_NEW_TOKENS))

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from sglang.srt.managers.schedule_batch import ReqKvInfo
 
-from vt_sglang._core import DriverError, KVCache, OutOfPages, SlotsBusy
+from vt_sglang._core import DriverError, KVCache, OutOfPages
 from vt_sglang.adapter.forwards import order_copies, wait_for_forwards
+from vt_sglang.adapter.patience import patiently
 from vt_sglang.adapter.tree_cache import VTensorCache
 
 
@@ -28,14 +29,15 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
         return result
     order_copies(cache, batch)
     ends = batch.seq_lens_cpu.numpy()
+    guard = cache.kv_pool.prefill_guard_tokens
     bound: list[Any] = []
     try:
         for req, end in zip(batch.reqs, ends.tolist(), strict=True):
             if req.req_pool_idx is None:
-                req.req_pool_idx = _bind(cache, req, end)
+                req.req_pool_idx = _bind(cache, req, end, guard)
                 bound.append(req)
         slots = np.array([req.req_pool_idx for req in batch.reqs], dtype=np.int64)
-        cache.core.grow(slots, ends)
+        patiently(cache, lambda: cache.core.grow(slots, ends, guard))
     except (DriverError, OutOfPages, ValueError) as error:
         wait_for_forwards(cache)  # and for the copies of tails into slots that are now given back
         for req in bound:
@@ -65,15 +67,11 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
     )
 
 
-def _bind(cache: VTensorCache, req: Any, end: int) -> int:
+def _bind(cache: VTensorCache, req: Any, end: int, guard: int) -> int:
     node = req.last_node
     if (length := cache.core.node_tokens(node)) != len(req.prefix_indices):
         raise RuntimeError(f"request {req.rid} has a prefix of {len(req.prefix_indices)} tokens, its node of {length}")
-    try:
-        return cache.core.bind(req.extra_key, node, end)[0]
-    except SlotsBusy:
-        wait_for_forwards(cache)
-        return cache.core.bind(req.extra_key, node, end)[0]
+    return patiently(cache, lambda: cache.core.bind(req.extra_key, node, end, guard)[0])
 
 
 def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> torch.Tensor:
@@ -87,7 +85,8 @@ def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: in
         result: torch.Tensor = original(batch, token_per_req)
         return result
     try:
-        cache.core.grow(batch.req_pool_indices_cpu.numpy(), batch.seq_lens_cpu.numpy() + token_per_req)
+        slots, ends = batch.req_pool_indices_cpu.numpy(), batch.seq_lens_cpu.numpy() + token_per_req
+        patiently(cache, lambda: cache.core.grow(slots, ends, cache.kv_pool.decode_guard_tokens))
     except (DriverError, OutOfPages) as error:
         raise _out_of_memory(cache, "decode", len(batch.reqs) * token_per_req, error) from error
     for req in batch.reqs:

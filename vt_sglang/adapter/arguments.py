@@ -10,8 +10,9 @@ from typing import Any
 from sglang.srt.utils.common import is_cpu
 
 from vt_sglang.adapter import refusals
+from vt_sglang.adapter.kv_dtype import refuse_kv_option
 from vt_sglang.adapter.plugin import BACKEND
-from vt_sglang.config import VTensorConfig, parse_page_bytes
+from vt_sglang.config import Kernel, VTensorConfig, parse_kernel, parse_page_bytes
 
 
 def wanted(server_args: Any) -> bool:
@@ -28,6 +29,20 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="Size of a physical page, for example 2MiB: the grain of sharing and of waste. Default: auto, which is "
         "the driver's granularity (2 MiB), or less on the host for a very small model.",
+    )
+    for phase in ("prefill", "decode"):
+        group.add_argument(
+            f"--vtensor-{phase}-kernel",
+            type=_checked(parse_kernel),
+            metavar="{" + ",".join(Kernel) + "}",
+            help=f"What attends in {phase} on a GPU: the project's Triton kernel, FlashAttention-3 over the same "
+            "virtual tensors, or (auto) what was measured to be faster and can be had.",
+        )
+    group.add_argument(
+        "--vtensor-exportable-pages",
+        action="store_true",
+        default=None,
+        help="Let other processes be given the handles of GPU pages, as NCCL needs to register them.",
     )
     group.add_argument(
         "--vtensor-check",
@@ -52,10 +67,12 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Namespace) -> Any:
     """AROUND `ServerArgs.from_cli_args`: flags overrule the environment, which carries them to child processes."""
     given: dict[str, Any] = {}
-    if (value := getattr(arguments, "vtensor_page_bytes", None)) is not None:
-        given["page_bytes"] = value[0]
-    if getattr(arguments, "vtensor_check", None):
-        given["check"] = True
+    for name in ("page_bytes", "prefill_kernel", "decode_kernel"):
+        if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
+            given[name] = value[0]
+    for name in ("exportable_pages", "check"):
+        if getattr(arguments, f"vtensor_{name}", None):
+            given[name] = True
     if given and arguments.radix_cache_backend != BACKEND:
         flags = ", ".join(f"--vtensor-{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{flags}: this needs --radix-cache-backend {BACKEND}")
@@ -72,14 +89,14 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
     from vt_sglang.adapter import hooks
 
     hooks.verify()
-    VTensorConfig.from_environment()  # a bad value is better refused now than in a child process
+    config = VTensorConfig.from_environment()  # a bad value is better refused now than in a child process
+    if is_cpu():
+        refusals.refuse_kernels(config)
     refusals.refuse_options(server_args)
     if server_args.attention_backend is None:
         server_args.attention_backend = BACKEND
     if is_cpu():
         server_args.disable_cuda_graph = True
-    elif server_args.cuda_graph_backend_prefill is None:
-        server_args.disable_prefill_cuda_graph = True
     has_model = server_args.model_path.lower() not in ("none", "dummy")
     try:
         original(server_args)
@@ -89,5 +106,6 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
             refusals.refuse_model(server_args.get_model_config())
         raise
     if has_model:
-        refusals.refuse_prefill_graph(server_args)
+        refusals.limit_prefill_graph(server_args)
+        refuse_kv_option(server_args)
         refusals.refuse_model(server_args.get_model_config())

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SGLang's attention backend `vtensor`, and what it is without a GPU: torch's scaled dot-product attention on each
-request's contiguous KV, one call a request. No gather, no index tensor, no copy of K or V.
+request's contiguous KV, one call a request. No gather, no index tensor, no copy of K or V but where they are kept in
+another dtype than the queries' (float8).
 
     out_i = sum_{j <= i} softmax_j(scaling * q_i . k_j) v_j
 """
@@ -15,6 +16,7 @@ from sglang.srt.utils.common import is_cpu
 from torch.nn.functional import scaled_dot_product_attention
 
 from vt_sglang.adapter.kv_pool import as_vtensor_pool
+from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
 from vt_sglang.adapter.plugin import BACKEND
 
@@ -40,6 +42,7 @@ class TorchAttention(AttentionBackend):
         super().__init__()
         self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
         refuse_layers(model_runner.model, caps_logits=False)
+        self._scales = KVScales(self.pool, model_runner.model)
         self._slots: list[int] = []
         self._prefixes: list[int] = []
         self._lengths: list[int] = []
@@ -100,10 +103,14 @@ class TorchAttention(AttentionBackend):
     ) -> torch.Tensor:
         query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        scales = self._scales.of(layer)
+        scaling = layer.scaling if scales.k is None else layer.scaling * scales.k.item()
         store = save_kv_cache and k is not None and v is not None
         if store:
             k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
             v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
+            k = k if scales.k is None else k / scales.k
+            v = v if scales.v is None else v / scales.v
         first = 0
         for slot, prefix, length in zip(self._slots, self._prefixes, self._lengths, strict=True):
             last = first + length - prefix
@@ -111,8 +118,10 @@ class TorchAttention(AttentionBackend):
             if store:
                 keys[prefix:] = k[first:last]
                 values[prefix:] = v[first:last]
-            _attend(query[first:last], keys, values, output[first:last], layer.scaling, layer.sliding_window_size)
+            _attend(query[first:last], keys, values, output[first:last], scaling, layer.sliding_window_size)
             first = last
+        if scales.v is not None:
+            output *= scales.v.item()
         return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
 
@@ -133,6 +142,9 @@ def _attend(
         window: how many tokens back a query sees beside its own; negative: all.
     """
     new, heads, head_dim = query.shape
+    if keys.dtype != query.dtype:
+        unseen = max(0, keys.shape[0] - new - window) if window >= 0 else 0
+        keys, values = keys[unseen:].to(query.dtype), values[unseen:].to(query.dtype)
     length, kv_heads, _ = keys.shape
     # Each KV head is an element of the batch, and its group of query heads see it through a stride of 0: torch's own
     # enable_gqa would repeat K and V in memory.
@@ -141,8 +153,6 @@ def _attend(
     out = output.view(new, kv_heads, group, -1).permute(1, 2, 0, 3)
     k = keys.permute(1, 0, 2).unsqueeze(1).expand(-1, group, -1, -1)
     v = values.permute(1, 0, 2).unsqueeze(1).expand(-1, group, -1, -1)
-    if k.dtype != query.dtype:
-        k, v = k.to(query.dtype), v.to(query.dtype)
     if window < 0 and new in (1, length):
         out.copy_(scaled_dot_product_attention(grouped, k, v, is_causal=new > 1, scale=scaling))
         return

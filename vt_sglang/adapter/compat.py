@@ -66,6 +66,11 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "truncation_align_size",
     ),
     "sglang.srt.managers.schedule_policy.PrefillAdder.add_chunked_req": ("self", "req"),
+    "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner.capture_prepare": (
+        "self",
+        "num_tokens",
+    ),
+    "sglang.srt.managers.scheduler.Scheduler.get_new_batch_prefill": ("self", "running_batch"),
     "sglang.srt.managers.scheduler.Scheduler.run_batch": ("self", "batch", "pp_proxy_tensors"),
     "sglang.srt.managers.scheduler.Scheduler.process_batch_result": ("self", "batch", "result"),
     "sglang.srt.managers.scheduler.Scheduler.get_internal_state": ("self", "recv_req"),
@@ -81,6 +86,8 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.alloc": ("self", "reqs"),
     "sglang.srt.mem_cache.memory_pool.ReqToTokenPool.free": ("self", "req"),
     "sglang.srt.managers.schedule_batch.Req._refresh_fill_ids": ("self",),
+    "sglang.srt.managers.schedule_batch.Req.init_next_round_input": ("self", "tree_cache", "cow_mamba"),
+    "sglang.srt.disaggregation.utils.prepare_abort": ("req", "error_message", "status_code"),
 }
 
 

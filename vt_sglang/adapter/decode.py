@@ -7,6 +7,7 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter.kv_pool import VTensorKVPool
+from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.tiles import DecodePlan
@@ -22,6 +23,7 @@ class TritonDecode:
 
     def __init__(self, pool: VTensorKVPool, model: torch.nn.Module) -> None:
         self._pool = pool
+        self._scales = KVScales(pool, model)
         device = torch.device(pool.device)
         self._plans: dict[tuple[int, ...], DecodePlan] = {}
         for layer in attention_layers(model):
@@ -41,16 +43,15 @@ class TritonDecode:
 
     def prepare(self, forward_batch: Any) -> None:
         """Once a forward, on the device alone, so that it may be captured in a CUDA graph: cut the batch's work."""
-        if forward_batch.seq_lens.shape[0] > 0:
-            for plan in self._plans.values():
-                plan.update(forward_batch.seq_lens)
+        self._slots, self._lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
+        for plan in self._plans.values():
+            plan.update(forward_batch.seq_lens)
 
     def forward(
         self,
         query: torch.Tensor,
         output: torch.Tensor,
         layer: RadixAttention,
-        forward_batch: Any,
         sinks: torch.Tensor | None,
     ) -> None:
         """Attention of one layer; its K and V are stored already.
@@ -61,17 +62,20 @@ class TritonDecode:
             sinks: [heads] or None.
         """
         keys, values = self._pool.slots_view(layer.layer_id)
+        scales = self._scales.of(layer)
         decode_attention(
             query,
             keys,
             values,
             output,
-            forward_batch.req_pool_indices,
-            forward_batch.seq_lens,
+            self._slots,
+            self._lengths,
             self._plans[_shape(layer)],
             scaling=layer.scaling,
             logit_cap=layer.logit_cap,
             sinks=sinks,
+            k_scale=scales.k,
+            v_scale=scales.v,
         )
 
 

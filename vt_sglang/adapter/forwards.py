@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from vt_sglang.adapter.tree_cache import VTensorCache
-from vt_sglang.config import VTensorConfig
 
 _FORWARD = "_vtensor_forward"
 """Attribute of a batch result: the number of its forward."""
@@ -18,9 +17,10 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
     cache = scheduler.tree_cache
     if not isinstance(cache, VTensorCache) or batch.req_pool_indices_cpu is None:
         return original(scheduler, batch, *args, **kwargs)
-    if VTensorConfig.from_environment().check:
+    if cache.check_always:
         cache.core.check()
-    forward = cache.last_forward = cache.core.begin_forward(batch.req_pool_indices_cpu.numpy())
+    guard = cache.kv_pool.prefill_guard_tokens if batch.forward_mode.is_extend() else cache.kv_pool.decode_guard_tokens
+    forward = cache.last_forward = cache.core.begin_forward(batch.req_pool_indices_cpu.numpy(), guard > 0)
     result = original(scheduler, batch, *args, **kwargs)
     if cache.device.type == "cpu":
         cache.core.complete_forward(forward)  # nothing is asynchronous on a CPU

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's attention backend `vtensor` on a GPU: the project's Triton kernels.
+"""SGLang's attention backend `vtensor` on a GPU.
 
 Nothing is gathered, and no index is read but the location where each new token is stored. Decoding may be captured in
 CUDA graphs: what it needs of a batch is computed by kernels, from buffers that the graph reads.
 """
 
+import logging
 from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from vt_sglang.adapter.decode import TritonDecode
+from vt_sglang.adapter import fa3, kernels
+from vt_sglang.adapter.dummy import is_dummy
 from vt_sglang.adapter.kv_pool import as_vtensor_pool
+from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
-from vt_sglang.adapter.prefill import TritonPrefill
+from vt_sglang.config import Kernel, VTensorConfig
 from vt_sglang.triton_kernels.store import store_kv
+
+logger = logging.getLogger(__name__)
 
 
 class GpuAttention(AttentionBackend):
@@ -27,17 +32,29 @@ class GpuAttention(AttentionBackend):
         super().__init__()
         self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
         refuse_layers(model_runner.model, caps_logits=True)
-        self._prefill = TritonPrefill(self.pool, model_runner.model)
-        self._decode = TritonDecode(self.pool, model_runner.model)
+        self._scales = KVScales(self.pool, model_runner.model)
+        config = VTensorConfig.from_environment()
+        self._prefill = kernels.prefill_kernel(config.prefill_kernel, self.pool, model_runner.model)
+        self._decode = kernels.decode_kernel(config.decode_kernel, self.pool, model_runner.model)
+        self._dummy = False
+        prefill, decode = kernels.name(self._prefill), kernels.name(self._decode)
+        logger.info("Attention over virtual tensors: prefill by %s, decode by %s.", prefill, decode)
+        if prefill == Kernel.FA3:
+            self.pool.prefill_guard_tokens = fa3.GUARD_TOKENS
+        # Mixed batches prefill what else would be decoded.
+        if decode == Kernel.FA3 or (prefill == Kernel.FA3 and model_runner.server_args.enable_mixed_chunk):
+            self.pool.decode_guard_tokens = fa3.GUARD_TOKENS
+        self._finite = Kernel.FA3 in (prefill, decode)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:  # noqa: ARG002
         """What only the host can prepare. Nothing for decoding."""
-        if not forward_batch.forward_mode.is_decode_or_idle():
+        self._dummy = is_dummy(forward_batch)
+        if not forward_batch.forward_mode.is_decode_or_idle() and not self._dummy:
             self._prefill.prepare(forward_batch)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """What kernels prepare, captured together with what uses it."""
-        if forward_batch.forward_mode.is_decode():
+        if forward_batch.forward_mode.is_decode() and forward_batch.seq_lens.shape[0] > 0:
             self._decode.prepare(forward_batch)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int) -> None:
@@ -70,9 +87,10 @@ class GpuAttention(AttentionBackend):
         """
         refuse_arguments(kwargs)
         self._store(k, v, layer, forward_batch, save_kv_cache)
-        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
-        if query.shape[0] > 0:
+        query, output = _shaped(q, layer, forward_batch)
+        if self._dummy:
+            output.zero_()
+        elif query.shape[0] > 0:
             self._prefill.forward(query, output, layer, sinks)
         return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
@@ -90,10 +108,9 @@ class GpuAttention(AttentionBackend):
         """As `forward_extend`, with one new token a request."""
         refuse_arguments(kwargs)
         self._store(k, v, layer, forward_batch, save_kv_cache)
-        query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        output = q.new_empty((query.shape[0], layer.tp_q_head_num, layer.v_head_dim))
+        query, output = _shaped(q, layer, forward_batch)
         if query.shape[0] > 0:
-            self._decode.forward(query, output, layer, forward_batch, sinks)
+            self._decode.forward(query, output, layer, sinks)
         return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def support_triton(self) -> bool:
@@ -106,4 +123,25 @@ class GpuAttention(AttentionBackend):
         keys, values = self.pool.get_kv_buffer(layer.layer_id)
         k = k.reshape(-1, layer.tp_k_head_num, layer.qk_head_dim)
         v = v.reshape(-1, layer.tp_v_head_num, layer.v_head_dim)
-        store_kv(k, v, keys, values, forward_batch.out_cache_loc)
+        scales = self._scales.of(layer)
+        store_kv(
+            k,
+            v,
+            keys,
+            values,
+            forward_batch.out_cache_loc,
+            k_scale=scales.k,
+            v_scale=scales.v,
+            finite=self._finite,
+        )
+
+
+def _shaped(q: torch.Tensor, layer: RadixAttention, forward_batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The queries [tokens, heads, head_dim], and where their result goes: where a graph of SGLang's reads it, or new
+    memory."""
+    query = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+    shape = (query.shape[0], layer.tp_q_head_num, layer.v_head_dim)
+    given = getattr(forward_batch, "_attn_output", None)
+    if given is not None and given.numel() == shape[0] * shape[1] * shape[2] and given.is_contiguous():
+        return query, given.view(shape)
+    return query, q.new_empty(shape)

@@ -12,13 +12,14 @@ from sglang.srt.mem_cache.registry import register_radix_cache_backend
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.server_args import add_attention_backend_choices
 
-from vt_sglang.adapter import admission, allocation, arguments, forwards, pools, state
+from vt_sglang.adapter import admission, allocation, arguments, dummy, forwards, pools, shortage, state
 from vt_sglang.adapter.attention import create_attention, support_triton
 from vt_sglang.adapter.plugin import BACKEND
 from vt_sglang.adapter.tree_cache import build_tree_cache
 
 _CONFIGURATOR = "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_PREFILL_RUNNER = "sglang.srt.model_executor.runner.prefill_cuda_graph_runner.PrefillCudaGraphRunner"
 _CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
 
 _HOOKS: dict[str, tuple[HookType, Callable[..., Any]]] = {
@@ -36,9 +37,11 @@ _HOOKS: dict[str, tuple[HookType, Callable[..., Any]]] = {
         allocation.check_decode_mem,
     ),
     "sglang.srt.managers.schedule_policy.PrefillAdder": (HookType.REPLACE, admission.VTensorPrefillAdder),
+    f"{_SCHEDULER}.get_new_batch_prefill": (HookType.AROUND, shortage.get_new_batch_prefill),
     f"{_SCHEDULER}.run_batch": (HookType.AROUND, forwards.run_batch),
     f"{_SCHEDULER}.process_batch_result": (HookType.AROUND, forwards.process_batch_result),
     f"{_SCHEDULER}.get_internal_state": (HookType.AFTER, state.add_to_internal_state),
+    f"{_PREFILL_RUNNER}.capture_prepare": (HookType.AFTER, dummy.mark),
     f"{_CHECKER}._check_tree_cache": (HookType.AROUND, state.check_when_idle),
 }
 

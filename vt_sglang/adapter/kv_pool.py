@@ -12,7 +12,9 @@ from vt_sglang.layout import KVLayout
 
 class VTensorKVPool(MHATokenToKVPool):
     """K and V of all slots. `k_buffer[layer]` is `[slots * slot_tokens, kv_heads, head_dim]` over the whole arena:
-    token p of slot s is its row `s * slot_tokens + p`. A row may be touched only where its slot is bound so far."""
+    token p of slot s is its row `s * slot_tokens + p`. A row may be touched only where its slot is bound so far.
+
+    As SGLang's pools do, it keeps float8 in buffers of uint8 (`store_dtype`); its views are of `dtype`."""
 
     def __init__(
         self,
@@ -26,6 +28,8 @@ class VTensorKVPool(MHATokenToKVPool):
     ) -> None:
         self.core = core
         self.layout = layout
+        # How far behind a request's end the attention kernels read.
+        self.prefill_guard_tokens = self.decode_guard_tokens = 0
         super().__init__(
             core.slots * core.slot_tokens - 1,  # SGLang adds the padding token
             page_size=1,
@@ -46,9 +50,8 @@ class VTensorKVPool(MHATokenToKVPool):
         layers = range(self.layout.layers)
         self.k_buffer = [self._view(self.layout.key_offset(i), self.layout.head_dim) for i in layers]
         self.v_buffer = [self._view(self.layout.value_offset(i), self.layout.v_head_dim) for i in layers]
-        slots = (self.core.slots, self.core.slot_tokens)
         pairs = zip(self.k_buffer, self.v_buffer, strict=True)
-        self._slots_views = [(k.view(*slots, *k.shape[1:]), v.view(*slots, *v.shape[1:])) for k, v in pairs]
+        self._slots_views = [(self._by_slot(k), self._by_slot(v)) for k, v in pairs]
 
     def _view(self, offset: int, head_dim: int) -> torch.Tensor:
         shape = [self.core.slots * self.core.slot_tokens, self.layout.kv_heads, head_dim]
@@ -56,6 +59,9 @@ class VTensorKVPool(MHATokenToKVPool):
         dtype = str(self.store_dtype).removeprefix("torch.")
         view: torch.Tensor = torch.utils.dlpack.from_dlpack(self.core.tensor(offset, shape, strides, dtype))
         return view
+
+    def _by_slot(self, buffer: torch.Tensor) -> torch.Tensor:
+        return buffer.view(self.dtype).view(self.core.slots, self.core.slot_tokens, *buffer.shape[1:])
 
     def _finalize_allocation_log(self, _num_tokens: int) -> None:
         self.mem_usage = sum(self.get_kv_size_bytes()) / 2**30
@@ -76,9 +82,8 @@ class VTensorKVPool(MHATokenToKVPool):
 
     def slot_view(self, layer_id: int, slot: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of a slot's first `tokens` tokens in a layer: `[tokens, kv_heads, head_dim]` each, no copy."""
-        start = slot * self.core.slot_tokens
-        layer = layer_id - self.start_layer
-        return self.k_buffer[layer][start : start + tokens], self.v_buffer[layer][start : start + tokens]
+        keys, values = self.slots_view(layer_id)
+        return keys[slot, :tokens], values[slot, :tokens]
 
     def slots_view(self, layer_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of all slots in a layer: `[slots, slot_tokens, kv_heads, head_dim]` each, no copy."""

@@ -13,6 +13,8 @@ from sglang.srt.runtime_context import get_parallel
 from vt_sglang._core import KVCache, slot_bytes
 from vt_sglang.adapter.allocator import VTensorAllocator
 from vt_sglang.adapter.arguments import wanted
+from vt_sglang.adapter.device import check_device
+from vt_sglang.adapter.kv_dtype import refuse_kv_dtype
 from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.rows import VTensorRows
 from vt_sglang.config import VTensorConfig
@@ -61,7 +63,12 @@ def init_pools(
     context = configurator.model_config.context_len + get_req_to_token_extra_context_len(configurator.server_args)
     slots = sizes.max_running_requests + 1  # slot 0 is SGLang's padding row
     driver = _driver(configurator)
+    capability = torch.cuda.get_device_capability(configurator.gpu_id) if driver == "cuda" else None
+    refuse_kv_dtype(configurator.kv_cache_dtype, layout, capability)
     _check_addresses(geometry, driver, slots, context)
+    if driver == "cuda":
+        arena_bytes = slots * slot_bytes(geometry.page_bytes, geometry.token_bytes, context)
+        check_device(configurator.gpu_id, geometry.page_bytes, arena_bytes)
     core = KVCache(
         driver=driver,
         page_bytes=geometry.page_bytes,
@@ -70,6 +77,7 @@ def init_pools(
         slot_tokens=context,
         budget_pages=-(-sizes.max_total_num_tokens * geometry.token_bytes // geometry.page_bytes),
         device=configurator.gpu_id,
+        exportable_pages=VTensorConfig.from_environment().exportable_pages,
     )
     check_mappings(core, context)
     if core.total_tokens != sizes.max_total_num_tokens:

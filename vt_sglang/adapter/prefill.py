@@ -7,6 +7,7 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter.kv_pool import VTensorKVPool
+from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.triton_kernels.prefill import PrefillPlan, prefill_attention
 
@@ -29,6 +30,7 @@ class TritonPrefill:
 
     def __init__(self, pool: VTensorKVPool, model: torch.nn.Module) -> None:
         self._pool = pool
+        self._scales = KVScales(pool, model)
         self._plans: dict[tuple[int, ...], PrefillPlan] = {}
         for layer in attention_layers(model):
             if _shape(layer) not in self._plans:
@@ -59,6 +61,7 @@ class TritonPrefill:
             sinks: [heads] or None.
         """
         keys, values = self._pool.slots_view(layer.layer_id)
+        scales = self._scales.of(layer)
         prefill_attention(
             query,
             keys,
@@ -72,6 +75,8 @@ class TritonPrefill:
             logit_cap=layer.logit_cap,
             window=layer.sliding_window_size,
             sinks=sinks,
+            k_scale=scales.k,
+            v_scale=scales.v,
         )
 
 

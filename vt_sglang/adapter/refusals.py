@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from vt_sglang.adapter.plugin import BACKEND
+from vt_sglang.config import Kernel, VTensorConfig
 
 ATTENTION_BACKENDS = (BACKEND, "torch_native")
 """Backends known to read virtual tensors rightly."""
+
+PREFILL_GRAPHS = ("breakable", "disabled")
+"""Kinds of CUDA graph in which attention runs outside: its work is dealt out anew for each batch."""
 
 # (attribute of ServerArgs, its flag, how it is told that the feature is wanted, why it cannot be or what to do).
 _SET: Callable[[Any], bool] = bool
@@ -51,8 +55,8 @@ _OPTIONS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     (
         "kv_cache_dtype",
         "--kv-cache-dtype",
-        lambda dtype: dtype != "auto",
-        "KV is kept in the model's dtype for now; leave it at auto",
+        lambda dtype: dtype not in ("auto", "bf16", "bfloat16", "fp8_e4m3"),
+        "KV is kept in the model's dtype or in float8; leave it at auto, or choose fp8_e4m3",
     ),
 )
 
@@ -78,11 +82,26 @@ def refuse_options(server_args: Any) -> None:
     _refuse(refused)
 
 
-def refuse_prefill_graph(server_args: Any) -> None:
-    """ValueError if prefill is to be captured in CUDA graphs: capturing runs it on slots without memory."""
-    backend = server_args.cuda_graph_config.prefill.backend
-    if backend != "disabled":
-        _refuse([f"CUDA graphs for prefill ({backend}): leave --cuda-graph-backend-prefill out"])
+def refuse_kernels(config: VTensorConfig) -> None:
+    """ValueError if a GPU's attention kernel is asked for on a CPU, where torch attends."""
+    wanted = {"--vtensor-prefill-kernel": config.prefill_kernel, "--vtensor-decode-kernel": config.decode_kernel}
+    _refuse(
+        [
+            f"{flag} {kernel} without a GPU: leave it at auto"
+            for flag, kernel in wanted.items()
+            if kernel is not Kernel.AUTO
+        ]
+    )
+
+
+def limit_prefill_graph(server_args: Any) -> None:
+    """Prefill is captured in SGLang's default kind of CUDA graph, or not at all. ValueError if another was chosen."""
+    prefill = server_args.cuda_graph_config.prefill
+    if prefill.backend in PREFILL_GRAPHS:
+        return
+    if ("prefill", "backend") in server_args._cuda_graph_config_locked:
+        _refuse([f"CUDA graphs for prefill ({prefill.backend}): choose {' or '.join(PREFILL_GRAPHS)}"])
+    prefill.backend = "disabled"
 
 
 def refuse_model(model_config: Any) -> None:

@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
 from vt_sglang.adapter.allocator import VTensorAllocator
 from vt_sglang.adapter.rows import VTensorRows
+from vt_sglang.config import VTensorConfig
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class VTensorCache(BasePrefixCache):
                 "asked for; vt-sglang's hooks were not applied"
             )
         self.core = rows.core
+        self.kv_pool = allocator.get_kvcache()
         self.req_to_token_pool = rows
         self.token_to_kv_pool_allocator = allocator
         self.page_size = 1
@@ -55,6 +57,9 @@ class VTensorCache(BasePrefixCache):
         self.device = torch.device(allocator.device)
         self.root_node = _ROOT
         self.leaks = 0
+        self.check_always = VTensorConfig.from_environment().check
+        self.hopeless: list[Any] = []  # requests for which there is no memory, though nothing else runs
+        self.short_of_memory = False  # as was told last
         self.last_forward = 0
         self.forward_stream: Any = None
         # SGLang asks a match only for its length; slices of one tensor give it without copies.

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 CPU_FLAGS = (
     *("--device", "cpu"),
@@ -19,6 +20,7 @@ CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
 
 # SGLang loads every installed plug-in into every server unless this names some; a comma names none.
 NO_PLUGINS = {"SGLANG_PLUGINS": ","}
+VTENSOR = ("--radix-cache-backend", "vtensor")
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,18 @@ class ServerOptions:
     max_total_tokens: int | None
     """None: as many as SGLang finds memory for."""
     max_running_requests: int
-    chunked_prefill_size: int
+    chunked_prefill_size: int | None
+    """None: what SGLang chooses for the device."""
     extra: Sequence[str] = ()
     """Further arguments; they stand last, so they win."""
+
+
+def named(name: str, options: ServerOptions, extra: Sequence[str]) -> Launch:
+    """Any server: with the plug-in if its arguments ask for virtual tensors, else without."""
+    command = _command(options, (), extra)
+    given = {*pairwise(command)} | {tuple(it.split("=", 1)) for it in command}
+    plugins = {} if VTENSOR in given else NO_PLUGINS
+    return Launch(name, command, _environment(options) | plugins)
 
 
 def stock(options: ServerOptions, extra: Sequence[str] = ()) -> Launch:
@@ -55,7 +66,7 @@ def stock(options: ServerOptions, extra: Sequence[str] = ()) -> Launch:
 
 def vtensor(options: ServerOptions, extra: Sequence[str] = ()) -> Launch:
     """SGLang with virtual tensors as its KV cache."""
-    return Launch("vtensor", _command(options, ("--radix-cache-backend", "vtensor"), extra), _environment(options))
+    return Launch("vtensor", _command(options, VTENSOR, extra), _environment(options))
 
 
 def _command(options: ServerOptions, backend: Sequence[str], extra: Sequence[str]) -> list[str]:
@@ -65,7 +76,8 @@ def _command(options: ServerOptions, backend: Sequence[str], extra: Sequence[str
     if options.max_total_tokens is not None:
         command += ["--max-total-tokens", str(options.max_total_tokens)]
     command += ["--max-running-requests", str(options.max_running_requests)]
-    command += ["--chunked-prefill-size", str(options.chunked_prefill_size)]
+    if options.chunked_prefill_size is not None:
+        command += ["--chunked-prefill-size", str(options.chunked_prefill_size)]
     if options.device == "cpu":
         command += CPU_FLAGS
     return [*command, *backend, *options.extra, *extra]

@@ -94,6 +94,15 @@ def chosen_launches(settings: Settings, options: ServerOptions) -> list[Launch]:
     return [both[settings.only]] if settings.only else list(both.values())
 
 
+def cancel_on_signals() -> None:
+    """Let SIGTERM and SIGHUP cancel the running task, so that it stops its servers."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
 async def play_all(
     launches: Sequence[Launch], workload: Workload, folder: Path, timeout_s: float, console: Console
 ) -> list[Result]:
@@ -106,11 +115,7 @@ async def play_all(
     Raises:
         ServerError: a server did not start.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    cancel_on_signals()
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         return [await _play_one(launch, workload, folder, timeout_s, progress) for launch in launches]

@@ -21,6 +21,8 @@ HOST = "127.0.0.1"
 POLL_S = 0.1
 # SGLang's /health has the model generate a token; it answers after one second, or not within twenty.
 ASK_TIMEOUT_S = 30.0
+# Less than that: how long SGLang waits for its last request to end before it refuses to flush its cache.
+FLUSH_S = 10.0
 # On SIGTERM, SGLang looks every five seconds whether anything is left to do.
 TERMINATE_S = 15.0
 KILL_S = 15.0
@@ -87,6 +89,14 @@ class Server:
         """What `/server_info` says, None if the server does not answer."""
         content = await self._get("/server_info")
         return None if content is None else dict(json.loads(content))
+
+    async def flush_cache(self) -> bool:
+        """Have the server forget all prefixes as soon as no request is left. Whether it says that it did."""
+        return await self._get(f"/flush_cache?timeout={FLUSH_S:g}") is not None
+
+    def processes(self) -> list[int]:
+        """Ids of the server's processes."""
+        return _members(self._process.pid)
 
     async def _get(self, path: str) -> bytes | None:
         """The body of a successful answer."""

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that fail for a time are repeated, and nothing else is."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vt_sglang._core import DriverError, KVCache, OutOfMemory, SlotsBusy
+from vt_sglang.adapter import patience
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Four pages in the tree and two free ones; nobody really waits."""
+    core = KVCache(driver="host", page_bytes=4096, token_bytes=1024, slots=4, slot_tokens=40, budget_pages=8)
+    slot, *_ = core.bind(None, 0, 24)
+    core.record(slot, torch.arange(16).numpy())
+    core.release(slot)
+    assert (core.usage()["free_pages"], core.usage()["evictable_pages"]) == (2, 4)
+    made = SimpleNamespace(core=core, device=torch.device("cpu"), last_forward=0, waits=[])
+    monkeypatch.setattr(patience.time, "sleep", made.waits.append)
+    return made
+
+
+def _failing(times: int, error: type[Exception]) -> Any:
+    left = [times]
+
+    def call() -> str:
+        if left[0] > 0:
+            left[0] -= 1
+            raise error("cuMemMap failed")
+        return "done"
+
+    return call
+
+
+def test_what_can_be_had_at_once_costs_nothing(cache: Any) -> None:
+    assert patience.patiently(cache, _failing(0, OutOfMemory)) == "done"
+    assert cache.waits == []
+    assert cache.core.usage()["created_pages"] == 7
+
+
+def test_pages_beyond_those_promised_are_given_back(cache: Any) -> None:
+    """Where mapping lacks memory: what is evicted for it, and not the free ones."""
+    assert patience.patiently(cache, _failing(2, OutOfMemory)) == "done"
+    usage = cache.core.usage()
+    assert (usage["created_pages"], usage["free_pages"], usage["evictable_pages"]) == (3, 2, 0)
+    assert len(cache.waits) == 2
+    cache.core.check()
+
+
+def test_patience_has_an_end(cache: Any) -> None:
+    with pytest.raises(OutOfMemory, match="cuMemMap failed"):
+        patience.patiently(cache, _failing(100, OutOfMemory))
+    assert 10 < sum(cache.waits) < 30
+
+
+def test_a_busy_slot_is_waited_for(cache: Any) -> None:
+    slot, *_ = cache.core.bind(None, 0, 4)
+    cache.last_forward = cache.core.begin_forward(torch.tensor([slot]).numpy())
+    cache.core.release(slot)
+    assert patience.patiently(cache, _failing(1, SlotsBusy)) == "done"
+    assert cache.core.idle_slots() == 3
+    assert cache.waits == []
+
+
+def test_other_errors_are_not_repeated(cache: Any) -> None:
+    call = _failing(1, DriverError)
+    with pytest.raises(DriverError):
+        patience.patiently(cache, call)
+    assert call() == "done"

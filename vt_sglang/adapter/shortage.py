@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When there is no memory for pages that the budget allows: a request that cannot be served ends, and not the server.
+
+SGLang takes for granted that a request fits where nothing else runs, because none longer than the pool is let into the
+queue. Where memory is short that is not so: such a request would wait, and with it all behind it, for ever.
+"""
+
+import logging
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from sglang.srt.disaggregation.utils import prepare_abort
+from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.mem_cache.common import release_kv_cache
+
+from vt_sglang.adapter.tree_cache import VTensorCache
+
+logger = logging.getLogger(__name__)
+
+
+def get_new_batch_prefill(original: Callable[..., Any], scheduler: Any, running_batch: Any) -> Any:
+    """AROUND `Scheduler.get_new_batch_prefill`: give up the requests for which admission found no memory."""
+    cache = scheduler.tree_cache
+    if not isinstance(cache, VTensorCache):
+        return original(scheduler, running_batch)
+    if running_batch.is_empty():
+        running_batch.batch_is_full = False  # SGLang resets it only when a request of the batch ends
+    plan = original(scheduler, running_batch)
+    for req in cache.hopeless:
+        _give_up(scheduler, req)
+    cache.hopeless.clear()
+    _tell(cache)
+    return plan
+
+
+def _give_up(scheduler: Any, req: Any) -> None:
+    """End a request that is waiting, or waiting between chunks, with an error for its client."""
+    cache = scheduler.tree_cache
+    usage = cache.core.usage()
+    message = (
+        f"Out of memory: the KV cache has room for {len(req.full_untruncated_fill_ids)} tokens only if "
+        f"{usage['withheld_pages']} pages are created for which there is no memory. Try again later"
+    )
+    prepare_abort(req, message, HTTPStatus.SERVICE_UNAVAILABLE)
+    if req is scheduler.chunked_req:
+        release_kv_cache(req, cache, is_insert=False)
+        scheduler.chunked_req = None
+    else:
+        scheduler.waiting_queue = [it for it in scheduler.waiting_queue if it is not req]
+    abort = AbortReq(rid=req.rid, finished_reason=req.finished_reason.to_json())
+    scheduler.ipc_channels.send_to_tokenizer.send_output(abort, req)
+    logger.warning("Request %s is given up. %s", req.rid, message)
+
+
+def _tell(cache: VTensorCache) -> None:
+    """Log when a shortage begins and when it ends."""
+    withheld = cache.core.usage()["withheld_pages"]
+    if (withheld > 0) == cache.short_of_memory:
+        return
+    cache.short_of_memory = withheld > 0
+    if withheld:
+        logger.warning(
+            "There is no memory for another page of the KV cache: %d of %d pages are withheld until there is. Requests "
+            "wait longer and may be retracted; end other processes, or lower --mem-fraction-static",
+            withheld,
+            cache.core.usage()["budget_pages"],
+        )
+    else:
+        logger.info("There is memory for pages of the KV cache again")
