@@ -1,34 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `vt-sglang`. What a command needs is imported when it runs, so that `--help` answers at once."""
+"""`vt-sglang chat`."""
 
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from vt_sglang.chat.generator import Shape
 from vt_sglang.chat.settings import Answers, Device, Settings, Which
-
-PIPED_WIDTH = 100
-"""Columns of what is printed where no terminal tells its own."""
+from vt_sglang.cli.console import make_console
 
 DEFAULT_SHAPE = Shape(num_dialogues=24, turns=4, system_tokens=512, user_tokens=64, forks=0.25, seed=0)
 
 WORKLOAD, GENERATED, SERVERS, OUTPUT = "Workload", "Generated dialogues, where no file is given", "Servers", "Output"
-
-app = typer.Typer(
-    help="Virtual tensors as the KV cache of SGLang.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPED_WIDTH)
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -38,7 +23,6 @@ def _split(text: str) -> tuple[str, ...]:
         raise typer.BadParameter(f"{error}: {text}") from None
 
 
-@app.command()
 def chat(
     model_path: Annotated[
         str | None,
@@ -159,18 +143,10 @@ def chat(
         timeout_s=timeout,
     )
     try:
-        status = run(settings, _console())
+        status = run(settings, make_console())
     except (DialogueError, EncodingError, UsageError) as error:
         raise typer.BadParameter(str(error)) from None
     except ServerError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
     raise typer.Exit(status)
-
-
-@app.command()
-def doctor() -> None:
-    """Say what this machine has for virtual tensors, what is missing, and how to get that. Exit status: 1 if so."""
-    from vt_sglang.doctor import run
-
-    raise typer.Exit(run(_console()))

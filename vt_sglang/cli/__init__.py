@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `vt-sglang`. What a command needs is imported when it runs, so that `--help` answers at once."""
+
+import typer
+
+from vt_sglang.cli.chat import chat
+from vt_sglang.cli.doctor import doctor
+
+app = typer.Typer(
+    help="Virtual tensors as the KV cache of SGLang.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(chat)
+app.command()(doctor)

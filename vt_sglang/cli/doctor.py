@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vt-sglang doctor`."""
+
+import typer
+
+from vt_sglang.cli.console import make_console
+
+
+def doctor() -> None:
+    """Say what this machine has for virtual tensors, what is missing, and how to get that. Exit status: 1 if so."""
+    from vt_sglang.doctor import run
+
+    raise typer.Exit(run(make_console()))
