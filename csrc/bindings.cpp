@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <limits>
 #include <memory>
 
@@ -15,6 +16,7 @@
 #include "fault_driver.h"
 #include "host_driver.h"
 #include "kv_cache.h"
+#include "null_driver.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -88,7 +90,7 @@ class PyCache {
  public:
   PyCache(const std::string& driver, std::size_t page_bytes, std::size_t token_bytes, SlotId slots,
           std::size_t slot_tokens, PageId budget_pages, int device, const std::string& cuda_library,
-          std::size_t mapping_limit, bool exportable_pages, bool inject_faults) {
+          std::size_t mapping_limit, bool exportable_pages, bool inject_faults, std::size_t block_tokens) {
     if (token_bytes == 0) throw std::invalid_argument("token_bytes must be positive");
     if (slots < 2) throw std::invalid_argument("slots must be at least 2: slot 0 is padding");
     if (budget_pages == 0 || budget_pages == std::numeric_limits<PageId>::max())
@@ -100,15 +102,18 @@ class PyCache {
         made = std::make_unique<HostDriver>(page_bytes, budget_pages + 1);
       else if (driver == "cuda")
         made = std::make_unique<CudaDriver>(device, page_bytes, budget_pages + 1, cuda_library, exportable_pages);
+      else if (driver == "none")
+        made = std::make_unique<NullDriver>(page_bytes);
       else
-        throw std::invalid_argument("driver must be 'host' or 'cuda', not '" + driver + "'");
+        throw std::invalid_argument("driver must be 'host', 'cuda' or 'none', not '" + driver + "'");
       if (inject_faults) {
         auto faults = std::make_unique<FaultDriver>(std::move(made));
         faults_ = faults.get();
         made = std::move(faults);
       }
       const Geometry geometry{made->page_bytes(), token_bytes};
-      cache_ = std::make_unique<KVCache>(std::move(made), geometry, slots, slot_tokens, budget_pages, mapping_limit);
+      cache_ = std::make_unique<KVCache>(std::move(made), geometry, slots, slot_tokens, budget_pages, mapping_limit,
+                                         block_tokens);
     });
   }
 
@@ -133,6 +138,9 @@ nb::dict as_dict(const Counters& it) {
   nb::dict d;
   d["binds"] = it.binds;
   d["tokens_matched"] = it.tokens_matched;
+  d["tokens_adopted"] = it.tokens_adopted;
+  d["tokens_aliased"] = it.tokens_aliased;
+  d["tokens_copied"] = it.tokens_copied;
   d["pages_created"] = it.pages_created;
   d["pages_released"] = it.pages_released;
   d["creations_failed"] = it.creations_failed;
@@ -147,6 +155,8 @@ nb::dict as_dict(const Counters& it) {
   d["nodes_evicted"] = it.nodes_evicted;
   d["tokens_evicted"] = it.tokens_evicted;
   d["slots_shed"] = it.slots_shed;
+  d["driver_calls"] = it.driver_calls;
+  d["driver_ns"] = it.driver_ns;
   return d;
 }
 
@@ -167,6 +177,25 @@ nb::dict as_dict(const Usage& it) {
   return d;
 }
 
+nb::bytes as_bytes(const std::vector<BlockId>& ids) { return nb::bytes(ids.data(), ids.size() * sizeof(BlockId)); }
+
+std::vector<BlockId> as_blocks(const nb::bytes& bytes) {
+  if (bytes.size() % sizeof(BlockId) != 0) throw std::invalid_argument("ids of blocks have 32 bytes each");
+  std::vector<BlockId> ids(bytes.size() / sizeof(BlockId));
+  if (!ids.empty()) std::memcpy(ids.data(), bytes.c_str(), bytes.size());
+  return ids;
+}
+
+nb::list as_list(const std::vector<RadixTree::Busy>& busy) {
+  nb::list list;
+  for (const RadixTree::Busy& it : busy) {
+    nb::object name_space = nb::none();
+    if (!it.name_space.empty()) name_space = nb::cast(it.name_space.substr(1));  // see name_space_key
+    list.append(nb::make_tuple(name_space, it.start, it.end, it.hits, it.first));
+  }
+  return list;
+}
+
 const char* tail_name(KVCache::Tail tail) {
   switch (tail) {
     case KVCache::Tail::kExtended:
@@ -182,6 +211,7 @@ nb::ndarray<nb::array_api> make_tensor(nb::handle self, PyCache& cache, std::siz
                                        const std::vector<std::size_t>& shape, const std::vector<std::int64_t>& strides,
                                        const std::string& dtype) {
   if (shape.size() != strides.size()) throw std::invalid_argument("shape and strides differ in length");
+  if (cache->driver().name() == "none") throw std::invalid_argument("driver 'none' has no memory to look at");
   const nb::dlpack::dtype type = dtype_of(dtype);
   const std::size_t range = cache->slot_bytes() * cache->slots();
   // Whole elements from the offset on. Every dimension's reach is compared before it is taken off, so that no sum or
@@ -224,10 +254,10 @@ NB_MODULE(_core, m) {
 
   nb::class_<PyCache>(m, "KVCache")
       .def(nb::init<const std::string&, std::size_t, std::size_t, SlotId, std::size_t, PageId, int, const std::string&,
-                    std::size_t, bool, bool>(),
+                    std::size_t, bool, bool, std::size_t>(),
            nb::kw_only(), "driver"_a, "page_bytes"_a, "token_bytes"_a, "slots"_a, "slot_tokens"_a, "budget_pages"_a,
            "device"_a = 0, "cuda_library"_a = "libcuda.so.1", "mapping_limit"_a = 0, "exportable_pages"_a = false,
-           "inject_faults"_a = false)
+           "inject_faults"_a = false, "block_tokens"_a = 0)
       .def(
           "match",
           [](PyCache& it, const std::optional<std::string>& key, nb::handle tokens, std::optional<std::size_t> limit,
@@ -275,6 +305,29 @@ NB_MODULE(_core, m) {
             return nb::make_tuple(recorded.node, recorded.duplicate, recorded.added);
           },
           "slot"_a, "tokens"_a, "limit"_a = nb::none())
+      .def(
+          "new_blocks",
+          [](PyCache& it, NodeHandle node) {
+            const auto blocks = unlocked([&] { return it->new_blocks(node); });
+            nb::object parent = nb::none();
+            if (blocks.parent) parent = as_bytes({*blocks.parent});
+            return nb::make_tuple(blocks.start, parent);
+          },
+          "node"_a)
+      .def(
+          "set_blocks",
+          [](PyCache& it, NodeHandle node, const nb::bytes& ids) {
+            const auto blocks = as_blocks(ids);
+            unlocked([&] { it->set_blocks(node, blocks); });
+          },
+          "node"_a, "ids"_a)
+      .def("take_removed_blocks",
+           [](PyCache& it) { return as_bytes(unlocked([&] { return it->take_removed_blocks(); })); })
+      .def("blocks", [](PyCache& it) { return as_bytes(unlocked([&] { return it->blocks(); })); })
+      .def(
+          "busiest",
+          [](PyCache& it, std::size_t count) { return as_list(unlocked([&] { return it->busiest(count); })); },
+          "count"_a)
       .def(
           "release", [](PyCache& it, SlotId slot) { unlocked([&] { it->release(slot); }); }, "slot"_a)
       .def(

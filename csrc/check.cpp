@@ -51,6 +51,9 @@ void check_node(const Node& node, const Geometry& geometry, const RadixTree& tre
     return;
   }
   VERIFY(node.tokens.size() > 0, name(node) + " is empty");
+  VERIFY(node.blocks.empty() || node.blocks.size() == tree.blocks_in(&node), name(node) + " has blocks of others");
+  VERIFY(node.parent->is_root() || node.hits <= node.parent->hits,
+         name(node) + " was found more often than its parent");
   // Invariant 1: its pages are those of its positions.
   const std::size_t first = geometry.page_of(node.start());
   VERIFY(node.pages.size() == geometry.pages_for(node.end) - first, name(node) + " does not hold its span's pages");

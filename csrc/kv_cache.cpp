@@ -19,14 +19,14 @@ constexpr std::uint64_t kForwardsBeforeRetry = 64;
 }  // namespace
 
 KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-                 PageId budget, std::size_t mapping_limit)
-    : driver_(std::move(driver)),
+                 PageId budget, std::size_t mapping_limit, std::size_t block_tokens)
+    : driver_(std::make_unique<TimedDriver>(std::move(driver))),
       geometry_(geometry),
       budget_(budget),
       pool_(*driver_, budget + 1),
       arena_(*driver_, geometry, slots, slot_tokens,
              mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit())),
-      tree_(pool_, geometry, slots),
+      tree_(pool_, geometry, slots, block_tokens),
       slots_(slots) {
   // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
   pool_.create();
@@ -174,7 +174,14 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     if (differs) changes.push_back({slot, static_cast<std::uint32_t>(index), page});
     return differs;
   };
-  for (std::size_t index = 0; index < shared; ++index) change_unless_mapped(index, path[index]);
+  // A token counts where its last byte lies.
+  const auto tokens_on = [&](std::size_t index) {
+    return std::min(geometry_.tokens_in(index + 1), matched) - std::min(geometry_.tokens_in(index), matched);
+  };
+  std::size_t tokens_aliased = 0;
+  for (std::size_t index = 0; index < shared; ++index)
+    if (change_unless_mapped(index, path[index])) tokens_aliased += tokens_on(index);
+  const std::size_t tokens_copied = tail == Tail::kCopied ? tokens_on(shared) : 0;
   const std::size_t aliased_by_mapping = changes.size();
   for (const Fresh& it : fresh) reused += !change_unless_mapped(it.index, it.page);
   const std::size_t guards = add_guards(slot, tokens, guard_tokens, changes);
@@ -190,7 +197,10 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   // From here on nothing can fail.
   tree_.detach(slot);
   tree_.attach(slot, node != nullptr ? node : tree_.root(name_space), false);
-  if (node != nullptr) tree_.lock(node);
+  if (node != nullptr) {
+    tree_.lock(node);
+    tree_.count_hit(node);
+  }
   idle_.erase(slots_[slot].idle);
   for (std::size_t index = 0; index < shared; ++index) pool_.hold(path[index], true);
   if (tail == Tail::kExtended) pool_[path.back()].writer = slot;
@@ -209,6 +219,9 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   live_tokens_ += tokens - matched;
   ++counters_.binds;
   counters_.tokens_matched += matched;
+  counters_.tokens_adopted += matched - tokens_aliased - tokens_copied;
+  counters_.tokens_aliased += tokens_aliased;
+  counters_.tokens_copied += tokens_copied;
   counters_.pages_aliased += shared;
   counters_.pages_adopted += shared - aliased_by_mapping;
   counters_.pages_reused += reused;
@@ -302,6 +315,31 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
   }
   it.duplicate |= recorded.duplicate;  // from now on: all that it records stands below pages that are not its own
   return {RadixTree::handle(recorded.node), it.duplicate, recorded.added};
+}
+
+RadixTree::NewBlocks KVCache::new_blocks(NodeHandle node) const {
+  const std::lock_guard guard(mutex_);
+  return tree_.new_blocks(tree_.at(node));
+}
+
+void KVCache::set_blocks(NodeHandle node, std::span<const BlockId> ids) {
+  const std::lock_guard guard(mutex_);
+  tree_.set_blocks(tree_.at(node), ids);
+}
+
+std::vector<BlockId> KVCache::take_removed_blocks() {
+  const std::lock_guard guard(mutex_);
+  return tree_.take_removed_blocks();
+}
+
+std::vector<BlockId> KVCache::blocks() const {
+  const std::lock_guard guard(mutex_);
+  return tree_.blocks();
+}
+
+std::vector<RadixTree::Busy> KVCache::busiest(std::size_t count) const {
+  const std::lock_guard guard(mutex_);
+  return tree_.busiest(count);
 }
 
 void KVCache::release(SlotId slot) {
@@ -538,6 +576,8 @@ Counters KVCache::counters() const {
   Counters counters = counters_;
   counters.pages_mapped = arena_.pages_mapped;
   counters.pages_unmapped = arena_.pages_unmapped;
+  counters.driver_calls = driver_->calls();
+  counters.driver_ns = driver_->nanoseconds();
   return counters;
 }
 

@@ -22,13 +22,17 @@
 #include "driver.h"
 #include "page_pool.h"
 #include "radix_tree.h"
+#include "timed_driver.h"
 
 namespace vt {
 
 // Counted since the start.
 struct Counters {
   std::uint64_t binds = 0;
-  std::uint64_t tokens_matched = 0;  // tokens that binds found in the tree
+  std::uint64_t tokens_matched = 0;  // tokens that binds found in the tree: the sum of the next three
+  std::uint64_t tokens_adopted = 0;  // on pages that the slot mapped already
+  std::uint64_t tokens_aliased = 0;  // on pages that were mapped for it
+  std::uint64_t tokens_copied = 0;   // copied, as a tail
   std::uint64_t pages_created = 0;
   std::uint64_t pages_released = 0;    // given back to the driver
   std::uint64_t creations_failed = 0;  // for lack of memory
@@ -42,7 +46,9 @@ struct Counters {
   std::uint64_t tails_copied = 0;    // partly filled pages that a bind copied
   std::uint64_t nodes_evicted = 0;
   std::uint64_t tokens_evicted = 0;
-  std::uint64_t slots_shed = 0;  // idle slots unmapped to stay under the mapping limit
+  std::uint64_t slots_shed = 0;    // idle slots unmapped to stay under the mapping limit
+  std::uint64_t driver_calls = 0;  // a page is a call of its own, also in a batch
+  std::uint64_t driver_ns = 0;     // time spent in them
 };
 
 // Now, in pages and tokens.
@@ -57,9 +63,10 @@ class KVCache {
  public:
   // slots: virtual tensors, the padding slot 0 included. slot_tokens: the longest sequence a slot must hold.
   // budget: pages for sequences; one more backs token 0 of slot 0 from the start, so that kernels may read and write
-  // it as padding. mapping_limit: 0 takes the driver's.
+  // it as padding. mapping_limit: 0 takes the driver's. block_tokens: tokens of a block, for those who are told what
+  // the tree holds; 0 for no blocks.
   KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-          PageId budget, std::size_t mapping_limit);
+          PageId budget, std::size_t mapping_limit, std::size_t block_tokens);
   ~KVCache();
 
   struct Match {
@@ -99,6 +106,14 @@ class KVCache {
   // Records the live slot's first tokens.size() tokens in the tree. They must all be written by forwards begun
   // before now.
   Recorded record(SlotId slot, std::span<const Token> tokens);
+  // Blocks, see radix_tree.h. New ones belong to the leaf that record just made.
+  RadixTree::NewBlocks new_blocks(NodeHandle node) const;
+  void set_blocks(NodeHandle node, std::span<const BlockId> ids);
+  std::vector<BlockId> take_removed_blocks();
+  std::vector<BlockId> blocks() const;
+  // Nodes by the tokens that they saved binds from computing, most first; at most so many.
+  std::vector<RadixTree::Busy> busiest(std::size_t count) const;
+
   // Ends the slot's request. Its pages stay with the tree where recorded, and mapped in any case.
   void release(SlotId slot);
 
@@ -201,7 +216,7 @@ class KVCache {
   void make_idle(SlotId slot);
 
   mutable std::mutex mutex_;
-  std::unique_ptr<Driver> driver_;
+  std::unique_ptr<TimedDriver> driver_;
   Geometry geometry_;
   PageId budget_;  // without the padding page
   PagePool pool_;

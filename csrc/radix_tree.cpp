@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
+#include <utility>
 
 #include "errors.h"
 
@@ -45,8 +47,8 @@ TokenSlice TokenSlice::from(std::size_t offset) const {
   return part;
 }
 
-RadixTree::RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots)
-    : pool_(pool), geometry_(geometry), attachments_(slots) {}
+RadixTree::RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots, std::size_t block_tokens)
+    : pool_(pool), geometry_(geometry), block_tokens_(block_tokens), attachments_(slots) {}
 
 RadixTree::~RadixTree() = default;
 
@@ -150,6 +152,12 @@ Node* RadixTree::split(Node* node, std::size_t count) {
   upper->tokens = node->tokens.first(count);
   upper->end = node->start() + count;
   upper->locks = node->locks;
+  upper->hits = node->hits;
+  if (!node->blocks.empty()) {
+    const auto of_upper = node->blocks.begin() + static_cast<std::ptrdiff_t>(blocks_in(upper));
+    upper->blocks.assign(node->blocks.begin(), of_upper);
+    node->blocks.erase(node->blocks.begin(), of_upper);
+  }
   const std::size_t first = geometry_.page_of(node->start());
   const std::size_t border = geometry_.page_of(upper->end);
   const auto upper_pages = static_cast<std::ptrdiff_t>(geometry_.pages_for(upper->end) - first);
@@ -215,6 +223,7 @@ std::optional<RadixTree::Evicted> RadixTree::evict_oldest() {
   }
   const Evicted evicted{leaf->tokens.size(), pool_.free() - free_before};
   token_count_ -= leaf->tokens.size();
+  removed_blocks_.insert(removed_blocks_.end(), leaf->blocks.rbegin(), leaf->blocks.rend());
   list_remove(leaf);
   parent->children.erase(leaf->first);
   while (leaf->slots != kNoSlot) {
@@ -285,6 +294,68 @@ void RadixTree::list_remove(Node* node) {
   (node->older == nullptr ? oldest_ : node->older->newer) = node->newer;
   (node->newer == nullptr ? newest_ : node->newer->older) = node->older;
   node->older = node->newer = nullptr;
+}
+
+// ---- blocks
+
+std::size_t RadixTree::blocks_in(const Node* node) const {
+  return block_tokens_ == 0 ? 0 : node->end / block_tokens_ - node->start() / block_tokens_;
+}
+
+RadixTree::NewBlocks RadixTree::new_blocks(const Node* node) const {
+  if (block_tokens_ == 0) throw std::invalid_argument("this cache has no blocks: block_tokens is 0");
+  const std::size_t start = node->start() / block_tokens_ * block_tokens_;
+  if (start == 0) return {0, std::nullopt};
+  const Node* above = node->parent;
+  while (blocks_in(above) == 0) above = above->parent;
+  if (above->blocks.empty()) throw InvariantError("a node's blocks are asked for before those above it were set");
+  return {start, above->blocks.back()};
+}
+
+void RadixTree::set_blocks(Node* node, std::span<const BlockId> ids) {
+  if (ids.size() != blocks_in(node) || !node->blocks.empty())
+    throw std::invalid_argument("a node in which " + std::to_string(blocks_in(node)) + " blocks end, " +
+                                std::to_string(node->blocks.size()) + " of them set, was given " +
+                                std::to_string(ids.size()));
+  node->blocks.assign(ids.begin(), ids.end());
+}
+
+std::vector<BlockId> RadixTree::take_removed_blocks() { return std::exchange(removed_blocks_, {}); }
+
+std::vector<BlockId> RadixTree::blocks() const {
+  std::vector<BlockId> ids;
+  for_each([&](const Node& node) { ids.insert(ids.end(), node.blocks.begin(), node.blocks.end()); });
+  return ids;
+}
+
+// ---- who is used
+
+void RadixTree::count_hit(Node* node) {
+  for (; !node->is_root(); node = node->parent) ++node->hits;
+}
+
+std::vector<RadixTree::Busy> RadixTree::busiest(std::size_t count) const {
+  constexpr std::size_t kShownTokens = 16;
+  std::vector<const Node*> nodes;
+  for_each([&](const Node& node) {
+    if (node.hits > 0) nodes.push_back(&node);
+  });
+  const auto more = [](const Node* a, const Node* b) {
+    const std::uint64_t saved_a = a->hits * a->tokens.size();
+    const std::uint64_t saved_b = b->hits * b->tokens.size();
+    return saved_a != saved_b ? saved_a > saved_b : a->index < b->index;
+  };
+  const auto last = nodes.begin() + static_cast<std::ptrdiff_t>(std::min(count, nodes.size()));
+  std::partial_sort(nodes.begin(), last, nodes.end(), more);
+  nodes.erase(last, nodes.end());
+  std::vector<Busy> busy;
+  busy.reserve(nodes.size());
+  for (const Node* node : nodes) {
+    const Token* first = node->tokens.begin();
+    busy.push_back({name_space(node), node->start(), node->end, node->hits,
+                    std::vector<Token>(first, first + std::min(kShownTokens, node->tokens.size()))});
+  }
+  return busy;
 }
 
 // ---- slots

@@ -10,6 +10,7 @@
 // path's page i is the one of its deepest node that touches page i; it carries all earlier bytes too.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -41,6 +42,10 @@ class TokenSlice {
   std::size_t size_ = 0;
 };
 
+// A name for `block_tokens` tokens at a multiple of that many, and all tokens before them. What it is, the caller
+// decides.
+using BlockId = std::array<std::uint8_t, 32>;
+
 struct Node {
   Node* parent = nullptr;  // null for the root of a namespace
   Node* older = nullptr;   // neighbours in the list of unlocked nodes
@@ -56,7 +61,9 @@ struct Node {
   bool alive = false;
   SlotId slots = kNoSlot;  // first of the slots attached here
   ChildMap children;
-  std::size_t path_pages = 0;  // pages that the nodes from the root to here hold; neighbours' shared ones once
+  std::uint64_t hits = 0;       // binds that found all of it
+  std::vector<BlockId> blocks;  // that end in (start, end], once they are set
+  std::size_t path_pages = 0;   // pages that the nodes from the root to here hold; neighbours' shared ones once
   const std::string* name_space = nullptr;  // of a root
   std::uint32_t idle_slots = 0;             // idle slots attached here or below
   Node* idle_children = nullptr;            // first child with idle slots
@@ -72,7 +79,8 @@ using NodeHandle = std::uint64_t;  // 0 stands for every root
 // Not thread-safe: the caller serialises.
 class RadixTree {
  public:
-  RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots);
+  // block_tokens: 0 for no blocks.
+  RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots, std::size_t block_tokens);
   ~RadixTree();
 
   // ---- matching and recording
@@ -110,6 +118,20 @@ class RadixTree {
   // Removes every node. None may be locked.
   void clear();
 
+  // ---- blocks: what the tree holds, for those who are told of it in whole blocks. A block belongs to the node in
+  // which it ends, so that splitting a node neither adds nor removes one.
+
+  std::size_t blocks_in(const Node* node) const;
+  struct NewBlocks {
+    std::size_t start;              // where the first block that ends in the node begins
+    std::optional<BlockId> parent;  // the block before it
+  };
+  NewBlocks new_blocks(const Node* node) const;
+  void set_blocks(Node* node, std::span<const BlockId> ids);
+  // Those that evictions removed since this was called last; children before parents.
+  std::vector<BlockId> take_removed_blocks();
+  std::vector<BlockId> blocks() const;
+
   // ---- slots that were last bound along a path
 
   void attach(SlotId slot, Node* node, bool idle);
@@ -119,6 +141,17 @@ class RadixTree {
   SlotId idle_slot_near(const Node* node) const;
   // Called for each idle slot whose last node above a root was evicted.
   std::function<void(SlotId)> on_slot_loose;
+
+  // ---- who is used
+
+  void count_hit(Node* node);  // of the node and its ancestors
+  struct Busy {
+    std::string name_space;
+    std::size_t start, end;
+    std::uint64_t hits;
+    std::vector<Token> first;  // tokens of its span, a few
+  };
+  std::vector<Busy> busiest(std::size_t count) const;
 
   // ---- looking
 
@@ -151,6 +184,8 @@ class RadixTree {
 
   PagePool& pool_;
   Geometry geometry_;
+  std::size_t block_tokens_;
+  std::vector<BlockId> removed_blocks_;
   std::vector<std::unique_ptr<Node>> table_;
   std::vector<std::uint32_t> unused_;
   std::unordered_map<std::string, Node*> roots_;

@@ -32,10 +32,18 @@ class Tokens(Protocol):
     def __len__(self) -> int: ...
 
 class Counters(TypedDict):
-    """Events since the start."""
+    """Events since the start.
+
+    Matched tokens are those that binds found in the tree, and the sum of adopted (on pages that the slot mapped
+    already), aliased (on pages that were mapped for it) and copied ones (as a tail). A token counts where its last byte
+    lies. Every page is a driver call of its own, also in a batch; `driver_ns` is the time spent in them.
+    """
 
     binds: int
     tokens_matched: int
+    tokens_adopted: int
+    tokens_aliased: int
+    tokens_copied: int
     pages_created: int
     pages_released: int
     creations_failed: int
@@ -50,6 +58,8 @@ class Counters(TypedDict):
     nodes_evicted: int
     tokens_evicted: int
     slots_shed: int
+    driver_calls: int
+    driver_ns: int
 
 class Usage(TypedDict):
     """What is in use now. `budget_pages` leaves the padding page out; the other page counts include it.
@@ -96,12 +106,15 @@ class KVCache:
         mapping_limit: int = 0,
         exportable_pages: bool = False,
         inject_faults: bool = False,
+        block_tokens: int = 0,
     ) -> None:
         """Reserve addresses for `slots` virtual tensors of `slot_tokens` tokens; physical pages come on demand.
 
         Args:
-            driver: "host" (memfd and mmap) or "cuda" (virtual memory management).
-            page_bytes: size of a physical page; a multiple of the driver's granularity (0 with "cuda": that itself).
+            driver: "host" (memfd and mmap), "cuda" (virtual memory management), or "none": pages without memory, to
+                simulate a cache of any size.
+            page_bytes: size of a physical page; a multiple of the driver's granularity (0 with "cuda": that itself;
+                anything with "none").
             token_bytes: KV bytes of one token, all layers.
             slots: virtual tensors; slot 0 is padding, whose first page is always backed.
             slot_tokens: tokens that each must hold.
@@ -113,6 +126,7 @@ class KVCache:
             exportable_pages: with "cuda", pages whose handles can be exported as file descriptors, by which NCCL
                 registers memory; where the device or the machine does not let them, they are as without.
             inject_faults: enable `inject_fault`.
+            block_tokens: tokens of a block, see `new_blocks`; 0 for no blocks.
 
         Raises:
             ValueError: a size that cannot be.
@@ -121,7 +135,7 @@ class KVCache:
 
     @property
     def driver(self) -> str:
-        """ "host" or "cuda"."""
+        """ "host", "cuda" or "none"."""
 
     @property
     def page_bytes(self) -> int:
@@ -205,6 +219,36 @@ class KVCache:
         Returns:
             (node that ends there, or further on if more was recorded before; whether any of what the slot recorded so
             far stood in the tree already, with other pages; tokens added).
+        """
+
+    def new_blocks(self, node: int) -> tuple[int, bytes | None]:
+        """What the blocks of a leaf that `record` added tokens in follow on. The core keeps them for whoever is told in
+        whole blocks what the tree holds; a block is `block_tokens` tokens, at a multiple of that many, of a path.
+
+        Returns:
+            (position where the first block that ends in the leaf begins, the id of the block before it or None).
+
+        Raises:
+            ValueError: the cache has no blocks.
+            InvariantError: the blocks before were never set.
+        """
+
+    def set_blocks(self, node: int, ids: bytes) -> None:
+        """Name the blocks that end in a new leaf, 32 bytes each. ValueError if there are not as many, or if they have
+        names already."""
+
+    def take_removed_blocks(self) -> bytes:
+        """Ids of the blocks that were evicted or cleared since the last call, later ones of a path before earlier."""
+
+    def blocks(self) -> bytes:
+        """Ids of all blocks in the tree, in no order."""
+
+    def busiest(self, count: int) -> list[tuple[str | None, int, int, int, list[int]]]:
+        """Nodes by the tokens that they saved from being computed, most first; at most `count`.
+
+        Returns:
+            For each (namespace, start, end, hits, first tokens of the span [start, end), at most 16). A hit is a bind
+            that found the whole span; it saved `end - start` tokens.
         """
 
     def release(self, slot: int) -> None:
