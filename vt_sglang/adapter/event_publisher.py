@@ -25,9 +25,8 @@ class VTensorEventPublisher(ZmqEventPublisher):
     reader of the replay that is slow loses nothing."""
 
     def _socket_setup(self) -> None:
-        if self._pub is None:
-            self._pub = self._open(zmq.PUB, self._endpoint, self._hwm, bind=listens(self._endpoint))
-        if self._replay is None and self._replay_endpoint is not None:
+        self._pub = self._open(zmq.PUB, self._endpoint, self._hwm, bind=listens(self._endpoint))
+        if self._replay_endpoint is not None:
             # SGLang's limit of 1,000 messages would drop what does not fit, the mark of the end included.
             self._replay = self._open(zmq.ROUTER, self._replay_endpoint, 0, bind=True)
 

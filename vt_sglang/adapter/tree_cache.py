@@ -114,7 +114,7 @@ class VTensorCache(BasePrefixCache):
         return [] if self.events is None else self.events.take()
 
     def _record(self, req: Any, tokens: int) -> tuple[int, bool]:
-        """Record a request's first tokens: (node that ends there, whether others had recorded some with other pages)."""
+        """Record a request's first tokens: (node that ends there, whether others had recorded some of them)."""
         ids = req.full_untruncated_fill_ids
         node, duplicate, added = self.core.record(req.req_pool_idx, ids, tokens)
         if added and self.events is not None:
