@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asking a publisher again for what it published: the protocol of SGLang's and vLLM's replay endpoint.
 
-A request is [empty, sequence number], the number in 8 bytes, big-endian. The answer is a message [empty, sequence number,
+A request is [empty, sequence number], the number in 8 bytes, big-endian. The answer is a message [empty, number,
 payload] for each batch from that number on which the publisher still keeps, and one with the number -1 at the end.
 """
 

@@ -4,8 +4,8 @@
 What is known of the publisher is the number and the time of the last batch handed out. A message with the next number
 follows on it. One with a later number leaves a gap, which the replay endpoint fills. One with an earlier number came
 before, if its time is no later; else the publisher was started anew. A new publisher whose numbers have come as far as
-the old one's is known by its batch of the last number, which is asked for after each reconnection and in each gap: it has
-another time.
+the old one's is known by its batch of the last number, which is asked for after each reconnection and in each gap: that
+has another time.
 """
 
 import time
