@@ -23,9 +23,12 @@ def test_a_block_is_hashed_behind_all_before_it() -> None:
 
 
 def test_names_are_those_of_sglang() -> None:
-    """What SGLang 0.5.17's compute_node_hash_values and hash_str_to_int64 gave for tokens 0 to 11 in pages of 4."""
+    """What SGLang 0.5.17's get_hash_str and hash_str_to_int64 gave, in pages of 4 and of 64."""
     names = [event_hash(digest) for digest in block_digests(np.arange(12, dtype=np.int64), 4, None)]
     assert names == [-4977211910723114241, 90435953025800507, -190329471204100490]
+    ids = (np.arange(150, dtype=np.int64) * 2654435761 + 7) % 2**32
+    names = [event_hash(digest) for digest in block_digests(ids, 64, None)]
+    assert names == [4067742127597132831, 4505487966807283713]
 
 
 def test_namespaces_share_no_names() -> None:
