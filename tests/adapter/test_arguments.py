@@ -97,14 +97,14 @@ def test_stock_events_are_left_alone(model: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("zmq", "not what SGLang reads"),
-        ("[]", "not what SGLang reads"),
-        ('{"publisher": "zmq", "hwm": "many"}', "not what SGLang reads .*hwm"),
+        ("zmq", "is not what SGLang reads"),
+        ("[]", "is not what SGLang reads"),
+        ('{"publisher": "zmq", "hwm": "many"}', "is not what SGLang reads .*hwm"),
         ('{"publisher": "nats"}', "names the publisher 'nats'.*it is zmq"),
         ('{"publisher": "zmq", "endpoint": "tcp://*"}', r"has the endpoint 'tcp://\*'; write for example tcp://127"),
         ('{"publisher": "zmq", "endpoint": "tcp://*:0"}', "has the endpoint"),
         ('{"publisher": "zmq", "replay_endpoint": "5558"}', "has the replay_endpoint '5558'"),
-        ('{"publisher": "zmq", "replay_endpoint": "tcp://*:5557"}', "at one port"),
+        ('{"publisher": "zmq", "replay_endpoint": "tcp://*:5557"}', "has endpoint and replay_endpoint at one port"),
     ],
 )
 def test_events_that_cannot_be_published_are_refused(model: Path, text: str, says: str) -> None:
