@@ -397,6 +397,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("token_bytes", [](PyCache& it) { return it->geometry().token_bytes; })
       .def_prop_ro("slots", [](PyCache& it) { return it->slots(); })
       .def_prop_ro("slot_tokens", [](PyCache& it) { return it->slot_tokens(); })
+      .def_prop_ro("block_tokens", [](PyCache& it) { return it->block_tokens(); })
       .def_prop_ro("slot_bytes", [](PyCache& it) { return it->slot_bytes(); })
       .def_prop_ro("total_tokens", [](PyCache& it) { return it->total_tokens(); })
       .def_prop_ro("base", [](PyCache& it) { return it->base(); });

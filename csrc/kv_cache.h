@@ -159,6 +159,7 @@ class KVCache {
   std::uintptr_t base() const { return arena_.base(); }
   SlotId slots() const { return arena_.slots(); }
   std::size_t slot_tokens() const { return arena_.slot_tokens(); }
+  std::size_t block_tokens() const { return tree_.block_tokens(); }
   std::size_t slot_bytes() const { return arena_.slot_bytes(); }
   Driver& driver() { return *driver_; }
   std::size_t physical_bytes() const;

@@ -121,6 +121,7 @@ class RadixTree {
   // ---- blocks: what the tree holds, for those who are told of it in whole blocks. A block belongs to the node in
   // which it ends, so that splitting a node neither adds nor removes one.
 
+  std::size_t block_tokens() const { return block_tokens_; }
   std::size_t blocks_in(const Node* node) const;
   struct NewBlocks {
     std::size_t start;              // where the first block that ends in the node begins

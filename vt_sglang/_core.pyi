@@ -154,6 +154,10 @@ class KVCache:
         """Tokens from one slot to the next: token `p` of slot `s` has index `s * slot_tokens + p`."""
 
     @property
+    def block_tokens(self) -> int:
+        """Tokens of a block, see `new_blocks`; 0 for no blocks."""
+
+    @property
     def slot_bytes(self) -> int:
         """Addresses from one slot to the next."""
 

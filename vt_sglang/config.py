@@ -38,6 +38,13 @@ def parse_switch(text: str) -> bool:
     raise ValueError(f"{text!r} is neither on nor off; write 1 or 0")
 
 
+def parse_block_tokens(text: str) -> int:
+    """ValueError if the text is no whole number of tokens above 0."""
+    if not text.strip().isdecimal() or int(text) == 0:
+        raise ValueError(f"{text!r} is no number of tokens; write for example 64")
+    return int(text)
+
+
 class Kernel(StrEnum):
     """Which attention kernel: the project's own, FlashAttention-3, or what was measured to be faster."""
 
@@ -66,6 +73,8 @@ class VTensorConfig:
     """What attends in decode on a GPU."""
     exportable_pages: bool = False
     """Pages of GPU memory whose handles other processes can be given, as NCCL needs to register them."""
+    event_block_tokens: int = 64
+    """Tokens of the blocks that KV events tell of."""
     check: bool = False
     """Prove every invariant of the core after every step. Slow; for finding bugs."""
 
@@ -77,6 +86,7 @@ class VTensorConfig:
             "prefill_kernel": parse_kernel,
             "decode_kernel": parse_kernel,
             "exportable_pages": parse_switch,
+            "event_block_tokens": parse_block_tokens,
             "check": parse_switch,
         }
         values = {}

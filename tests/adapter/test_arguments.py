@@ -2,6 +2,7 @@
 """Launch flags, what one flag implies, and what is refused before a server starts."""
 
 import argparse
+import json
 import os
 import re
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     # What a flag sets is undone with the rest.
     for field in fields(VTensorConfig):
-        value = "0" if isinstance(field.default, bool) else "auto"
+        value = "0" if isinstance(field.default, bool) else "auto" if field.default is None else str(field.default)
         monkeypatch.setenv(f"VTENSOR_{field.name.upper()}", value)
 
 
@@ -55,6 +56,66 @@ def test_flags_reach_child_processes(model: Path) -> None:
     _parse(model, "--radix-cache-backend", "vtensor", *flags)
     assert VTensorConfig.from_environment() == VTensorConfig(page_bytes=65536, exportable_pages=True, check=True)
     assert os.environ["VTENSOR_PAGE_BYTES"] == "65536"
+
+
+_VTENSOR = ("--radix-cache-backend", "vtensor")
+
+
+def test_events_are_published_on_loopback_unless_told_otherwise(model: Path) -> None:
+    def config(text: str) -> Any:
+        return json.loads(_parse(model, *_VTENSOR, "--kv-events-config", text).kv_events_config)
+
+    assert config('{"publisher": "zmq"}') == {"publisher": "vtensor-zmq", "endpoint": "tcp://127.0.0.1:5557"}
+    told = {"publisher": "zmq", "endpoint": "tcp://*:6000", "replay_endpoint": "tcp://localhost:6001", "topic": "kv"}
+    assert config(json.dumps(told)) == told | {
+        "publisher": "vtensor-zmq",
+        "replay_endpoint": "tcp://127.0.0.1:6001",
+    }
+    assert config("{}") == {}  # SGLang's default publisher, which publishes nothing
+
+
+def test_routers_are_told_the_size_of_the_blocks(model: Path) -> None:
+    flags = [*_VTENSOR, "--kv-events-config", '{"publisher": "zmq", "endpoint": "tcp://*:6000"}']
+    described = _parse(model, *flags).describe_kv_events_publisher()
+    assert (described["publisher"], described["endpoint_host"], described["endpoint_port_base"]) == ("zmq", "*", 6000)
+    assert described["block_size"] == VTensorConfig().event_block_tokens == 64
+    args = _parse(model, *flags, "--vtensor-event-block-tokens", "16")
+    assert args.describe_kv_events_publisher()["block_size"] == 16
+    assert args.page_size == 1
+    assert _parse(model, *_VTENSOR).describe_kv_events_publisher() is None
+
+
+def test_stock_events_are_left_alone(model: Path) -> None:
+    from sglang.srt.server_args import ServerArgs
+
+    text = '{"publisher": "zmq"}'
+    args = ServerArgs(model_path=str(model), device="cpu", page_size=4, kv_events_config=text)
+    assert args.kv_events_config == text
+    assert args.describe_kv_events_publisher()["block_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("zmq", "is not what SGLang reads"),
+        ("[]", "is not what SGLang reads"),
+        ('{"publisher": "zmq", "hwm": "many"}', "is not what SGLang reads .*hwm"),
+        ('{"publisher": "nats"}', "names the publisher 'nats'.*it is zmq"),
+        ('{"publisher": "zmq", "endpoint": "tcp://*"}', r"has the endpoint 'tcp://\*'; write for example tcp://127"),
+        ('{"publisher": "zmq", "endpoint": "tcp://*:0"}', "has the endpoint"),
+        ('{"publisher": "zmq", "replay_endpoint": "5558"}', "has the replay_endpoint '5558'"),
+        ('{"publisher": "zmq", "replay_endpoint": "tcp://*:5557"}', "has endpoint and replay_endpoint at one port"),
+    ],
+)
+def test_events_that_cannot_be_published_are_refused(model: Path, text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=f"--kv-events-config {says}") as refused:
+        _parse(model, *_VTENSOR, "--kv-events-config", text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_size_of_blocks_needs_events(model: Path) -> None:
+    with pytest.raises(ValueError, match="--vtensor-event-block-tokens: without --kv-events-config"):
+        _parse(model, *_VTENSOR, "--vtensor-event-block-tokens", "16")
 
 
 def test_kernels_of_a_gpu_are_refused_on_a_cpu(model: Path) -> None:
@@ -90,6 +151,7 @@ def test_flags_without_the_backend_are_refused(model: Path) -> None:
     ("flag", "value", "says"),
     [
         ("--vtensor-page-bytes", "huge", "2MiB, 64KiB or 4096"),
+        ("--vtensor-event-block-tokens", "0", "no number of tokens; write for example 64"),
         ("--vtensor-page-bytes", "0", "multiple of this system's pages"),
         ("--vtensor-page-bytes", "4097", "multiple of this system's pages"),
     ],
@@ -127,7 +189,6 @@ def test_sizes(text: str, expected: int) -> None:
         ("speculative_algorithm", "NGRAM", "--speculative-algorithm"),
         ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
         ("enable_memory_saver", True, "--enable-memory-saver"),
-        ("kv_events_config", "{}", "--kv-events-config"),
         ("page_size", 16, "--page-size"),
         ("radix_eviction_policy", "lfu", "--radix-eviction-policy"),
         ("schedule_policy", "dfs-weight", "--schedule-policy"),

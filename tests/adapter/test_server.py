@@ -9,14 +9,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from vt_sglang.events.hashing import block_digests, event_hash
+from vt_sglang.events.subscriber import Subscriber
+from vt_sglang.events.view import View
 
 _TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 
@@ -46,15 +51,21 @@ def _add_tokenizer(folder: Path) -> None:
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a server that was launched with the one flag."""
     _add_tokenizer(model)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as free, socket.socket() as events, socket.socket() as replay:
+        ports = []
+        for one in (free, events, replay):
+            one.bind(("127.0.0.1", 0))
+            ports.append(one.getsockname()[1])
+    port = ports[0]
+    published = {"publisher": "zmq", "endpoint": f"tcp://127.0.0.1:{ports[1]}"}
+    published["replay_endpoint"] = f"tcp://127.0.0.1:{ports[2]}"
     log = tmp_path_factory.mktemp("server") / "server.log"
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
     command += ["--radix-cache-backend", "vtensor", "--vtensor-page-bytes", "8KiB", "--vtensor-check"]
     command += ["--device", "cpu", "--dtype", "float32", "--sampling-backend", "pytorch", "--grammar-backend", "none"]
     command += ["--context-length", "1024", "--max-total-tokens", "8192", "--max-running-requests", "8"]
     command += ["--chunked-prefill-size", "128", "--enable-cache-report", "--port", str(port)]
+    command += ["--kv-events-config", json.dumps(published), "--vtensor-event-block-tokens", "16"]
     environment = os.environ | {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
     with open(log, "w") as output:
         process = subprocess.Popen(
@@ -62,7 +73,7 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(600):
             assert process.poll() is None, log.read_text()[-8000:]
             try:
                 urllib.request.urlopen(f"{url}/v1/models", timeout=1).read()
@@ -83,9 +94,14 @@ def client(server: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=120)
 
 
-def _state(server: str) -> dict[str, Any]:
+def _info(server: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{server}/server_info", timeout=30) as answer:
-        state: dict[str, Any] = json.load(answer)["internal_states"][0]["vtensor"]
+        info: dict[str, Any] = json.load(answer)
+    return info
+
+
+def _state(server: str) -> dict[str, Any]:
+    state: dict[str, Any] = _info(server)["internal_states"][0]["vtensor"]
     return state
 
 
@@ -209,9 +225,7 @@ def test_many_at_once_and_clients_that_leave(client: openai.OpenAI, server: str)
     assert state["leaks"] == 0
 
 
-def test_flush_forgets_everything(client: openai.OpenAI, server: str) -> None:
-    messages = [{"role": "user", "content": "Remember me not."}]
-    _chat(client, messages)
+def _flush(server: str) -> None:
     deadline = time.monotonic() + 30
     while True:  # refused while anything runs
         request = urllib.request.Request(f"{server}/flush_cache", method="POST")
@@ -221,11 +235,52 @@ def test_flush_forgets_everything(client: openai.OpenAI, server: str) -> None:
         except urllib.error.HTTPError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+
+
+def test_flush_forgets_everything(client: openai.OpenAI, server: str) -> None:
+    messages = [{"role": "user", "content": "Remember me not."}]
+    _chat(client, messages)
+    _flush(server)
     usage = _state(server)["usage"]
     assert usage["tree_tokens"] == 0
     assert usage["held_pages"] == 1  # the padding page
     details = _chat(client, messages).usage.prompt_tokens_details
     assert details is None or details.cached_tokens == 0
+
+
+def test_events_tell_what_the_tree_holds(server: str) -> None:
+    """Found as a router finds them; joined late, and followed through a flush."""
+    info = _info(server)
+    described = info["kv_events"]
+    assert (described["publisher"], described["block_size"], info["page_size"]) == ("zmq", 16, 1)
+    endpoint = f"tcp://{described['endpoint_host']}:{described['endpoint_port_base']}"
+    prompt = [3 + (i * 7) % 250 for i in range(205)]
+    view = View()
+    _generate(server, input_ids=prompt)
+    with Subscriber(endpoint, json.loads(info["kv_events_config"])["replay_endpoint"]) as late:
+        _until(late, view, lambda: view.tokens > 200 and _state(server)["usage"]["live_slots"] == 0)
+        assert view.changes.stored_again == view.changes.removed_unknown == 0
+        tokens = _state(server)["usage"]["tree_tokens"]
+        assert 200 < view.tokens <= tokens
+        _flush(server)
+        _until(late, view, lambda: view.blocks == {})
+        answer = _generate(server, input_ids=prompt)
+        path = [*prompt, *answer["output_ids"]]  # whether the last token is recorded makes no block more
+        names = [event_hash(digest) for digest in block_digests(np.array(path), 16, None)]
+        assert len(names) == 13
+        _until(late, view, lambda: len(view.blocks) == len(names))
+        assert view.path(names[-1]) == path[: 16 * len(names)]
+        assert late.statistics.missed == 0
+
+
+def _until(subscriber: Subscriber, view: View, said: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        for update in subscriber.poll(0.2):
+            view.update(update)
+        if said():
+            return
+        assert time.monotonic() < deadline, f"{len(view.blocks)} blocks, {subscriber.statistics}"
 
 
 _ENGINE = """

@@ -10,9 +10,10 @@ from typing import Any
 from sglang.srt.utils.common import is_cpu
 
 from vt_sglang.adapter import refusals
+from vt_sglang.adapter.event_publisher import resolve_events
 from vt_sglang.adapter.kv_dtype import refuse_kv_option
 from vt_sglang.adapter.plugin import BACKEND
-from vt_sglang.config import Kernel, VTensorConfig, parse_kernel, parse_page_bytes
+from vt_sglang.config import Kernel, VTensorConfig, parse_block_tokens, parse_kernel, parse_page_bytes
 
 
 def wanted(server_args: Any) -> bool:
@@ -45,6 +46,12 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         help="Let other processes be given the handles of GPU pages, as NCCL needs to register them.",
     )
     group.add_argument(
+        "--vtensor-event-block-tokens",
+        type=_checked(parse_block_tokens),
+        metavar="N",
+        help="Tokens of the blocks that KV events (--kv-events-config) tell of. Default: 64.",
+    )
+    group.add_argument(
         "--vtensor-check",
         action="store_true",
         default=None,
@@ -67,7 +74,7 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Namespace) -> Any:
     """AROUND `ServerArgs.from_cli_args`: flags overrule the environment, which carries them to child processes."""
     given: dict[str, Any] = {}
-    for name in ("page_bytes", "prefill_kernel", "decode_kernel"):
+    for name in ("page_bytes", "prefill_kernel", "decode_kernel", "event_block_tokens"):
         if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
             given[name] = value[0]
     for name in ("exportable_pages", "check"):
@@ -76,6 +83,11 @@ def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Name
     if given and arguments.radix_cache_backend != BACKEND:
         flags = ", ".join(f"--vtensor-{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{flags}: this needs --radix-cache-backend {BACKEND}")
+    if "event_block_tokens" in given and not arguments.kv_events_config:
+        raise ValueError(
+            "--vtensor-event-block-tokens: without --kv-events-config there are no events; add for example "
+            """--kv-events-config '{"publisher": "zmq"}'"""
+        )
     if given:
         replace(VTensorConfig.from_environment(), **given).to_environment()
     return original(cls, arguments)
@@ -93,6 +105,7 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
     if is_cpu():
         refusals.refuse_kernels(config)
     refusals.refuse_options(server_args)
+    resolve_events(server_args)
     if server_args.attention_backend is None:
         server_args.attention_backend = BACKEND
     if is_cpu():

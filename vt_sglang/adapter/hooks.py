@@ -14,6 +14,7 @@ from sglang.srt.server_args import add_attention_backend_choices
 
 from vt_sglang.adapter import admission, allocation, arguments, dummy, forwards, pools, shortage, state
 from vt_sglang.adapter.attention import create_attention, support_triton
+from vt_sglang.adapter.event_publisher import describe_publisher, register_publisher
 from vt_sglang.adapter.plugin import BACKEND
 from vt_sglang.adapter.tree_cache import build_tree_cache
 
@@ -26,6 +27,7 @@ _HOOKS: dict[str, tuple[HookType, Callable[..., Any]]] = {
     "sglang.srt.server_args.ServerArgs.add_cli_args": (HookType.AFTER, arguments.add_flags),
     "sglang.srt.server_args.ServerArgs.from_cli_args": (HookType.AROUND, arguments.read_flags),
     "sglang.srt.server_args.ServerArgs.__post_init__": (HookType.AROUND, arguments.resolve),
+    "sglang.srt.server_args.ServerArgs.describe_kv_events_publisher": (HookType.AFTER, describe_publisher),
     "sglang.srt.utils.common.support_triton": (HookType.AROUND, support_triton),
     f"{_CONFIGURATOR}.config_from_budget": (HookType.AFTER, pools.whole_pages),
     f"{_CONFIGURATOR}._init_pools": (HookType.AROUND, pools.init_pools),
@@ -51,6 +53,7 @@ def register() -> None:
     register_radix_cache_backend(BACKEND, build_tree_cache)
     register_attention_backend(BACKEND)(create_attention)
     add_attention_backend_choices([BACKEND])
+    register_publisher()
     for target, (kind, hook) in _HOOKS.items():
         HookRegistry.register(target, hook, kind)
 

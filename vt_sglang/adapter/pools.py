@@ -14,6 +14,7 @@ from vt_sglang._core import KVCache, slot_bytes
 from vt_sglang.adapter.allocator import VTensorAllocator
 from vt_sglang.adapter.arguments import wanted
 from vt_sglang.adapter.device import check_device
+from vt_sglang.adapter.event_publisher import event_block_tokens
 from vt_sglang.adapter.kv_dtype import refuse_kv_dtype
 from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.rows import VTensorRows
@@ -78,6 +79,7 @@ def init_pools(
         budget_pages=-(-sizes.max_total_num_tokens * geometry.token_bytes // geometry.page_bytes),
         device=configurator.gpu_id,
         exportable_pages=VTensorConfig.from_environment().exportable_pages,
+        block_tokens=event_block_tokens(configurator.server_args),
     )
     check_mappings(core, context)
     if core.total_tokens != sizes.max_total_num_tokens:

@@ -40,7 +40,6 @@ _OPTIONS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("enable_torch_compile", "--enable-torch-compile", _SET, "graphs are not captured yet"),
     ("enable_mis", "--enable-mis", _SET, "its masks are not supported"),
     ("is_embedding", "--is-embedding", _SET, "only generation is supported"),
-    ("kv_events_config", "--kv-events-config", _SET, "events are not published yet"),
     ("elastic_ep_backend", "--elastic-ep-backend", _SET, "pools would have to be resized"),
     ("page_size", "--page-size", lambda size: size not in (None, 1), "sharing is token-granular; leave it at 1"),
     ("radix_eviction_policy", "--radix-eviction-policy", lambda policy: policy != "lru", "leave it at lru"),

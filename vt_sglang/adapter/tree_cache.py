@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
 from vt_sglang.adapter.allocator import VTensorAllocator
+from vt_sglang.adapter.events import BlockEvents
 from vt_sglang.adapter.rows import VTensorRows
 from vt_sglang.config import VTensorConfig
 
@@ -60,6 +61,7 @@ class VTensorCache(BasePrefixCache):
         self.check_always = VTensorConfig.from_environment().check
         self.hopeless: list[Any] = []  # requests for which there is no memory, though nothing else runs
         self.short_of_memory = False  # as was told last
+        self.events = BlockEvents(self.core) if params.enable_kv_cache_events and self.core.block_tokens else None
         self.last_forward = 0
         self.forward_stream: Any = None
         # SGLang asks a match only for its length; slices of one tensor give it without copies.
@@ -83,7 +85,7 @@ class VTensorCache(BasePrefixCache):
     def cache_unfinished_req(self, req: Any, chunked: bool = False) -> None:  # noqa: ARG002
         """Record what the request has prefilled; from now on others can share it."""
         tokens = req.extend_range.end
-        node, duplicate, _added = self.core.record(req.req_pool_idx, req.full_untruncated_fill_ids, tokens)
+        node, duplicate = self._record(req, tokens)
         if not duplicate:
             # Where another request recorded the same tokens first, this one's pages are not the tree's: it goes on
             # holding them by itself and leaves the tree's unlocked.
@@ -97,13 +99,27 @@ class VTensorCache(BasePrefixCache):
         """Record a finished request, and let go of its path. SGLang frees its row, and with it its pages, next."""
         if is_insert:
             req._refresh_fill_ids()  # makes them the prompt and all output
-            self.core.record(req.req_pool_idx, req.full_untruncated_fill_ids, kv_len_to_handle)
+            self._record(req, kv_len_to_handle)
         if req.last_node is not None:
             self.core.unlock(req.last_node)
 
     def reset(self) -> None:
         """Forget everything. Only when no request is left."""
         self.core.clear()
+        if self.events is not None:
+            self.events.cleared()
+
+    def take_events(self) -> list[Any]:
+        """KV events since the last call, in order; none unless they are published."""
+        return [] if self.events is None else self.events.take()
+
+    def _record(self, req: Any, tokens: int) -> tuple[int, bool]:
+        """Record a request's first tokens: (node that ends there, whether others had recorded some of them)."""
+        ids = req.full_untruncated_fill_ids
+        node, duplicate, added = self.core.record(req.req_pool_idx, ids, tokens)
+        if added and self.events is not None:
+            self.events.recorded(req.extra_key, node, ids)
+        return node, duplicate
 
     # ---- locks and eviction
 
