@@ -12,7 +12,7 @@ from rich.console import Console
 from serve_load import Load
 from serve_memory import Memory
 
-from vt_sglang.chat import run as chat_run
+from vt_sglang.chat import runs as chat_runs
 from vt_sglang.chat.client import Client
 from vt_sglang.chat.launch import Launch
 from vt_sglang.chat.measure import summarize
@@ -63,7 +63,7 @@ async def measure(plan: Plan, measured: Measured, console: Console) -> None:
         ServerError: a server did not start.
         MeasuringError: something went wrong in a run.
     """
-    chat_run.cancel_on_signals()
+    chat_runs.cancel_on_signals()
     groups = [plan.launches] if plan.together else [[launch] for launch in plan.launches]
     for repeat in range(plan.repeats):
         for group in groups:
@@ -159,7 +159,7 @@ class _Subject:
 
     async def see_end(self) -> None:
         """Look after the server, which has nothing left to do."""
-        await asyncio.sleep(chat_run.IDLE_S)
+        await asyncio.sleep(chat_runs.IDLE_S)
         result = await examine(self._server, Played())
         self.start |= {"total_tokens": result.total_tokens, "vtensor": result.vtensor}
         self.start["leaks"] += result.leaks

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from vt_sglang.chat import run as run_module
+from vt_sglang.chat import runs
 from vt_sglang.chat.launch import Launch
 from vt_sglang.cli import app
 
@@ -26,7 +27,7 @@ REQUESTS = 11  # four dialogues of three turns, the last of which forks after it
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "IDLE_S", 0.0)
+    monkeypatch.setattr(runs, "IDLE_S", 0.0)
 
 
 @pytest.fixture

@@ -9,20 +9,13 @@ partly open system: Schroeder, Wierman and Harchol-Balter, Open versus closed: a
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import accumulate
 from pathlib import Path
 
 from vt_sglang.chat.entries import DialogueError, entries
+from vt_sglang.chat.thinking import Thinking
 
 MS = 1e-3
-
-
-class Thinking(StrEnum):
-    """How think times are distributed about their mean."""
-
-    EXPONENTIAL = "exponential"
-    CONSTANT = "constant"
 
 
 @dataclass(frozen=True)
