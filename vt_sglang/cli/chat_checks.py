@@ -51,7 +51,10 @@ def _workload(settings: Settings, shape: Shape, default: Shape) -> list[tuple[bo
 def _load(settings: Settings, clients: int | None) -> list[tuple[bool, str]]:
     load, dialogues = settings.load, settings.dialogues
     own = isinstance(dialogues, Path) and load.arrivals is not None and dialogues.samefile(load.arrivals)
+    numbers = (load.rate, load.time_scale, load.think_time_s, settings.ttft_limit_ms, settings.itl_limit_ms)
+    infinite = not all(number is None or isfinite(number) for number in numbers)
     return [
+        (infinite, "rates, times and limits are finite numbers"),
         (
             load.rate is not None and load.arrivals is not None,
             "arrivals are either drawn (--rate) or read (--arrivals)",
