@@ -78,9 +78,11 @@ def test_repeats(chat: Chat, fake: Fake, how: list[str]) -> None:
 
 
 def test_a_server_that_keeps_its_cache_cannot_be_measured_twice(chat: Chat, fake: Fake) -> None:
-    result = chat([fake("a", "--keep-cache")], "--repeats", "2", "--together", shape=SMALL)
+    result = chat([fake("a", "--keep-cache")], "--repeats", "2", "--together", "--sample-every", "0", shape=SMALL)
     assert result.exit_code == 1
-    assert "tokens of a prompt outlived a flush" in result.output
+    assert "Ended early: a: " in result.output
+    assert "tokens of a prompt outlived a flush" in report()["error"]
+    assert report()["servers"][0]["summary"]["requests"] == REQUESTS  # what was measured before is kept
 
 
 def test_whole_launch_lines_and_more_than_two(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,12 +66,16 @@ def _beside(metric: Metric, reference: Mapping[int, float], other: Mapping[int, 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """A header and lines of cells: of each side its median, then its mean and half of the mean's interval."""
     names = list(rows[0]["sides"])
-    header = ["", *names, *(f"{name} / {names[0]}" for name in names[1:])]
+    header = ["", *names]
+    for name in names[1:]:
+        header += [f"{name} / {names[0]}", f"{name} is"]
     lines = []
     for row in rows:
         metric = METRICS[row["metric"]]
         cells = [metric.name, *(_side_cell(metric, row["sides"][name]) for name in names)]
-        lines.append([*cells, *(_ratio_cell(row["beside"][name]) for name in names[1:])])
+        for name in names[1:]:
+            cells += [_ratio_cell(row["beside"][name]), row["beside"][name]["verdict"] or "-"]
+        lines.append(cells)
     return header, lines
 
 
@@ -87,6 +91,6 @@ def _side_cell(metric: Metric, side: Mapping[str, Any] | None) -> str:
 def _ratio_cell(beside: Mapping[str, Any]) -> str:
     if beside["ratio"] is None:
         return "-"
-    if beside["verdict"] is None:
+    if beside["ci_low"] is None:
         return f"{beside['ratio']:.3f}"
-    return f"{beside['ratio']:.3f} ({beside['ci_low']:.3f} to {beside['ci_high']:.3f}), {beside['verdict']}"
+    return f"{beside['ratio']:.3f} ({beside['ci_low']:.3f} to {beside['ci_high']:.3f})"

@@ -24,6 +24,7 @@ def write(
     sides: Mapping[str, Sequence[Result]],
     comparisons: Mapping[str, Comparison],
     figures: Sequence[Mapping[str, Any]] | None,
+    error: str | None,
     exit_status: int,
 ) -> None:
     """Write the report in one step. Times are in milliseconds or seconds, as their names say.
@@ -33,6 +34,7 @@ def write(
         sides: the runs of each server, by name.
         comparisons: of each server but the first with the first.
         figures: what the repeats say; None for a single run.
+        error: what ended the runs before the last; None if nothing did.
     """
     limits = Limits(settings.ttft_limit_ms, settings.itl_limit_ms)
     clients = None if settings.load.is_open or settings.saturation else settings.clients
@@ -45,6 +47,7 @@ def write(
         "comparisons": said,
         "statistics": None if figures is None else {"confidence": CONFIDENCE, "method": METHOD},
         "figures": figures,
+        "error": error and error.splitlines()[0],
         "exit_status": exit_status,
     }
     # Without indentation, which would put every token id on a line of its own.

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vt_sglang import machine
 from vt_sglang.chat import encoding, launch, report, toy_model
 from vt_sglang.chat.compare import Comparison, compare, merge
+from vt_sglang.chat.endpoint import ServerError
 from vt_sglang.chat.figures import figures
 from vt_sglang.chat.judge import SearchPlan
 from vt_sglang.chat.launch import Launch, ServerOptions
@@ -60,9 +62,9 @@ def run(settings: Settings, console: Console) -> int:
         soft_wrap=True,
     )
     launches = chosen_launches(settings, options)
-    results = play(settings, source, launches, console)
+    results, ended_by = play(settings, source, launches, console)
     parameters = asdict(settings) | asdict(options) | {"skipped": source.skipped}
-    return conclude(settings, results, workload, parameters, console)
+    return conclude(settings, results, workload, parameters, ended_by, console)
 
 
 def describe(settings: Settings) -> str:
@@ -122,8 +124,15 @@ def _launch(side: Side, options: ServerOptions) -> Launch:
     return (launch.whole if launch.is_whole(side.words) else launch.named)(side.name, options, side.words)
 
 
-def play(settings: Settings, source: Source, launches: Sequence[Launch], console: Console) -> list[Result]:
-    """Every run of every server. ServerError: a server did not start, or does not forget."""
+def play(
+    settings: Settings, source: Source, launches: Sequence[Launch], console: Console
+) -> tuple[list[Result], str | None]:
+    """Every run of every server, and what ended them before the last; None if nothing did.
+
+    Raises:
+        ServerError: the first server did not start.
+    """
+    results: list[Result] = []
     folder = settings.report.parent
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     plan = Plan(
@@ -143,9 +152,14 @@ def play(settings: Settings, source: Source, launches: Sequence[Launch], console
         search = SearchPlan(settings.saturation, limits(settings), start, whole, source.probe)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         try:
-            return asyncio.run(play_all(plan, progress, search))
+            asyncio.run(play_all(plan, progress, results, search))
+        except ServerError as error:
+            if len({result.launch.name for result in results}) < len(launches):
+                raise
+            return results, str(error)
         except asyncio.CancelledError:  # SIGTERM or SIGHUP; the servers are stopped
             raise KeyboardInterrupt from None
+    return results, None
 
 
 def limits(settings: Settings) -> Limits:
@@ -153,9 +167,18 @@ def limits(settings: Settings) -> Limits:
 
 
 def conclude(
-    settings: Settings, results: Sequence[Result], workload: Workload, parameters: dict[str, Any], console: Console
+    settings: Settings,
+    results: Sequence[Result],
+    workload: Workload,
+    parameters: dict[str, Any],
+    error: str | None,
+    console: Console,
 ) -> int:
-    """Print tables and verdicts, write the report. Returns the exit status."""
+    """Print tables and verdicts, write the report. Returns the exit status.
+
+    Args:
+        error: what ended the runs before the last; None if nothing did.
+    """
     sides = by_side(results)
     comparisons = {} if settings.saturation else compare_sides(sides, settings)
     failed = not settings.saturation and any(
@@ -164,7 +187,7 @@ def conclude(
     leaked = any(result.leaks for result in results)
     # Other servers than the two that must say the same may well differ: in precision, in kernels, in the model.
     differs = not settings.sides and any(it.first_difference is not None for it in comparisons.values())
-    exit_status = int(failed or leaked or differs)
+    exit_status = int(failed or leaked or differs or error is not None)
     figures = make_figures(sides, limits(settings)) if settings.repeats > 1 else None
     if settings.saturation:
         console.print(search_table(sides, settings))
@@ -181,7 +204,9 @@ def conclude(
     if settings.load.is_open:
         parameters["clients"] = None
     parameters |= {"planned_requests": workload.requests, "lost_turns": workload.lost_turns}
-    report.write(settings, parameters, sides, comparisons, figures, exit_status)
+    report.write(settings, parameters, sides, comparisons, figures, error, exit_status)
+    if error is not None:
+        console.print(f"[red]Ended early: {escape(error)}[/]", soft_wrap=True, highlight=False)
     console.print(f"Report: {settings.report}", soft_wrap=True)
     return exit_status
 
@@ -200,7 +225,7 @@ def compare_sides(sides: dict[str, list[Result]], settings: Settings) -> dict[st
     clients = None if settings.load.is_open else settings.clients
     return {
         other[0].launch.name: merge(
-            [compare(one.played, two.played, clients=clients) for one, two in zip(first, other, strict=True)]
+            [compare(one.played, two.played, clients=clients) for one, two in zip(first, other, strict=False)]
         )
         for other in others
     }

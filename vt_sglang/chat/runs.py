@@ -59,16 +59,18 @@ def order(launches: Sequence[Launch], repeat: int) -> list[Launch]:
     return [*launches[first:], *launches[:first]]
 
 
-async def play_all(plan: Plan, progress: Progress, asked: SearchPlan | None = None) -> list[Result]:
+async def play_all(plan: Plan, progress: Progress, results: list[Result], asked: SearchPlan | None = None) -> None:
     """Play every repeat on every server, or search on each.
 
     Servers are started anew for every run, or once and side by side; those that run already are never started.
+
+    Args:
+        results: gets a run as soon as it is done.
 
     Raises:
         ServerError: a server did not start, or does not forget.
     """
     cancel_on_signals()
-    results: list[Result] = []
     async with AsyncExitStack() as stack:
         subjects: dict[str, _Subject] = {}
         if plan.together:
@@ -87,7 +89,6 @@ async def play_all(plan: Plan, progress: Progress, asked: SearchPlan | None = No
                         result = await subject.run(plan.workload(repeat))
                     results.append(replace(result, repeat=repeat, order=len(results)))
                     subject.results.append(results[-1])
-    return results
 
 
 @asynccontextmanager
@@ -168,8 +169,9 @@ class _Subject:
             few = replace(workload, scripts=workload.scripts[: self._plan.warm_up], pace=Pace())
             await self._play(few)
         if self._prompt is None:
-            return await self._server.flush_cache()
-        wrong = await self._server.forget(self._prompt, self._plan.timeout_s)
+            wrong = None if await self._server.flush_cache() else "the cache could not be flushed"
+        else:
+            wrong = await self._server.forget(self._prompt, self._plan.timeout_s)
         if wrong is None:
             return True
         message = f"{self._server.launch.name}: {wrong}"
