@@ -97,15 +97,17 @@ async def _subject(plan: Plan, launch: Launch, number: str, progress: Progress) 
     log = plan.folder / f"{launch.name}{number}.log"
     server = Endpoint(launch, launch.url) if launch.url else Server(launch, log, plan.timeout_s)
     bar = progress.add_task(f"{launch.name}: starting", total=None)
-    async with server:
-        what = f"at {launch.url}" if launch.url else f"ready after {server.start_s:.1f} s, log in {log}"
-        progress.console.print(f"{launch.name}: {what}", soft_wrap=True)
-        subject = _Subject(plan, server, progress, bar)
-        yield subject
-        progress.update(bar, description=f"{launch.name}: stopping")
-    progress.remove_task(bar)
-    if subject.results and not launch.url:
-        subject.results[-1].leaks += leaks_in(log)
+    subject = _Subject(plan, server, progress, bar)
+    try:
+        async with server:
+            what = f"at {launch.url}" if launch.url else f"ready after {server.start_s:.1f} s, log in {log}"
+            progress.console.print(f"{launch.name}: {what}", soft_wrap=True)
+            yield subject
+            progress.update(bar, description=f"{launch.name}: stopping")
+    finally:
+        progress.remove_task(bar)
+        if subject.results and not launch.url:
+            subject.results[-1].leaks += leaks_in(log)
 
 
 class _Subject:
