@@ -16,16 +16,18 @@ def kept(report: dict[str, Any]) -> dict[str, Any]:
     short = [PurePath(it).name if it.startswith("/") else it for it in arguments]
     program = PurePath(command).name
     report["command_line"] = " ".join(["python -m vt_sglang" if program == "__main__.py" else program, *short])
-    for name in ("model_path", "dialogues", "report"):
-        if isinstance(report["workload"].get(name), str):
-            report["workload"][name] = PurePath(report["workload"][name]).name
+    for place in (report["workload"], report["workload"].get("load", {})):
+        for name in ("model_path", "dialogues", "report", "arrivals"):
+            if isinstance(place.get(name), str):
+                place[name] = PurePath(place[name]).name
     if report["comparison"] is None:
         raise SystemExit("bench/keep_chat.py: the report of one server alone compares nothing")
     outputs = {tuple(request["output_ids"]) for request in report["servers"][0]["requests"]}
     report["comparison"]["distinct"] = len(outputs)
     for server in report["servers"]:
         server["command"] = [PurePath(it).name if "/" in it else it for it in server["command"]]
-        del server["requests"]
+        for run in (server, *server.get("runs", [])):
+            del run["requests"]
     return report
 
 

@@ -39,8 +39,6 @@ Exit status: 1 if a request failed, a server did not start, or one reported a le
 import argparse
 import asyncio
 import json
-import re
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -59,6 +57,7 @@ from vt_sglang.chat import launch, toy_model
 from vt_sglang.chat.launch import ServerOptions
 from vt_sglang.chat.run import CPU_TOTAL_TOKENS, LEAST_RUNNING_REQUESTS, TOY_MODEL
 from vt_sglang.chat.server import ServerError
+from vt_sglang.chat.sides import split_side, split_words
 
 PIPED_WIDTH = 150
 # Servers import what is installed, also where the current folder has a package of that name: the source, not compiled.
@@ -146,7 +145,7 @@ def _plan(given: argparse.Namespace) -> Plan:
     room = min(given.context_length, total_tokens or given.context_length)
     if (longest := max(load.longest_tokens for load in loads)) > room:
         raise ValueError(f"a conversation needs {longest} tokens, but the servers have room for {room}")
-    sides = dict(_side(text) for text in given.side or DEFAULT_SIDES[device])
+    sides = dict(split_side("--side", text) for text in given.side or DEFAULT_SIDES[device])
     if len(sides) < len(given.side or sides):
         raise ValueError("--side: the same name twice")
     options = ServerOptions(
@@ -156,7 +155,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         max_total_tokens=total_tokens,
         max_running_requests=max(given.clients, LEAST_RUNNING_REQUESTS),
         chunked_prefill_size=None,
-        extra=("--sleep-on-idle", *_split("--server-args", given.server_args)),
+        extra=("--sleep-on-idle", *split_words("--server-args", given.server_args)),
     )
     given.logs.mkdir(parents=True, exist_ok=True)
     if given.model is None:
@@ -174,20 +173,6 @@ def _plan(given: argparse.Namespace) -> Plan:
         logs=given.logs,
         timeout_s=given.timeout,
     )
-
-
-def _side(text: str) -> tuple[str, list[str]]:
-    name, found, arguments = text.partition("=")
-    if not found or not re.fullmatch(r"[\w.+-]+", name):
-        raise ValueError(f"--side: {text!r} is not NAME=ARGUMENTS")
-    return name, _split("--side", arguments)
-
-
-def _split(option: str, text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}: {text}") from None
 
 
 def _vocabulary(model: Path) -> int:

@@ -10,39 +10,19 @@ The spread of a server is the range from the lowest to the highest of its runs. 
 so "at least equal within the spread" is: not behind. One run alone has no spread, and no verdict.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal
+
+from vt_sglang.chat.metrics import SERVING, Metric
+from vt_sglang.chat.stats import Spread, spread
 
 Verdict = Literal["within spread", "ahead", "behind"]
 
 
-@dataclass(frozen=True)
-class Metric:
-    key: str
-    name: str
-    """With its unit."""
-    form: str
-    """How a value is written."""
-    more_is_better: bool = False
-    scale: float = 1.0
-    """What a value is multiplied by before it is written."""
-    must: bool = False
-    """Whether the project's goal is to be at least equal here."""
-
-
 GIB = 2**-30
 
-RUN_METRICS = (
-    Metric("output_tokens_per_s", "output tokens/s", ",.1f", more_is_better=True, must=True),
-    Metric("requests_per_s", "requests/s", ",.2f", more_is_better=True),
-    Metric("ttft_p50_ms", "TTFT p50, ms", ",.1f", must=True),
-    Metric("ttft_p99_ms", "TTFT p99, ms", ",.1f"),
-    Metric("inter_token_p50_ms", "inter-token p50, ms", ",.2f"),
-    Metric("inter_token_p99_ms", "inter-token p99, ms", ",.2f"),
-    Metric("hit_rate", "hit rate", ".1%", more_is_better=True),
-)
+RUN_METRICS = SERVING
 START_METRICS = (
     Metric("start_s", "server start, s", ",.1f"),
     Metric("idle_bytes", "memory before the load, GiB", ",.2f", scale=GIB),
@@ -52,20 +32,6 @@ START_METRICS = (
     Metric("kv_after_bytes", "of it for KV, after, GiB", ",.3f", scale=GIB),
 )
 METRICS = {metric.key: metric for metric in (*RUN_METRICS, *START_METRICS)}
-
-
-@dataclass(frozen=True)
-class Spread:
-    runs: int
-    median: float
-    low: float
-    high: float
-
-
-def spread(values: Sequence[float | None]) -> Spread | None:
-    """Of the values that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return Spread(len(known), statistics.median(known), min(known), max(known)) if known else None
 
 
 def verdict(reference: Spread, other: Spread, *, more_is_better: bool) -> Verdict | None:

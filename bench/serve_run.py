@@ -12,10 +12,11 @@ from rich.console import Console
 from serve_load import Load
 from serve_memory import Memory
 
-from vt_sglang.chat import run as chat_run
-from vt_sglang.chat.client import Client, RequestError
+from vt_sglang.chat import runs as chat_runs
+from vt_sglang.chat.client import Client
 from vt_sglang.chat.launch import Launch
 from vt_sglang.chat.measure import summarize
+from vt_sglang.chat.memory import kv_bytes
 from vt_sglang.chat.play import Played, play
 from vt_sglang.chat.result import examine, leaks_in
 from vt_sglang.chat.server import Server
@@ -62,7 +63,7 @@ async def measure(plan: Plan, measured: Measured, console: Console) -> None:
         ServerError: a server did not start.
         MeasuringError: something went wrong in a run.
     """
-    chat_run.cancel_on_signals()
+    chat_runs.cancel_on_signals()
     groups = [plan.launches] if plan.together else [[launch] for launch in plan.launches]
     for repeat in range(plan.repeats):
         for group in groups:
@@ -153,13 +154,12 @@ class _Subject:
         played = await self._play(workload)
         await self._see("after")
         summary = summarize(played)
-        rate = summary.requests / played.seconds
         errors = _errors(workload, played)
-        return {"seconds": played.seconds, "requests_per_s": rate} | asdict(summary) | {"errors": errors}
+        return {"seconds": played.seconds} | asdict(summary) | {"errors": errors}
 
     async def see_end(self) -> None:
         """Look after the server, which has nothing left to do."""
-        await asyncio.sleep(chat_run.IDLE_S)
+        await asyncio.sleep(chat_runs.IDLE_S)
         result = await examine(self._server, Played())
         self.start |= {"total_tokens": result.total_tokens, "vtensor": result.vtensor}
         self.start["leaks"] += result.leaks
@@ -177,19 +177,12 @@ class _Subject:
         """Flush the cache, and make sure that a prompt of what was played last finds nothing there any more."""
         if self._last is None:
             return
-        if not await self._server.flush_cache():
-            raise MeasuringError(f"{self.name}: the cache could not be flushed")
-        try:
-            async with self._client() as client:
-                answer = await client.generate(self._last.scripts[0].turns[0].question, output_tokens=1)
-        except RequestError as error:
-            raise MeasuringError(f"{self.name}, after a flush: {error}") from None
-        if answer.cached_tokens:
-            raise MeasuringError(f"{self.name}: {answer.cached_tokens} tokens of a prompt outlived a flush")
+        if wrong := await self._server.forget(self._last.scripts[0].turns[0].question, self._timeout_s):
+            raise MeasuringError(f"{self.name}: {wrong}")
 
     async def _see(self, moment: str) -> None:
         self.start[f"{moment}_bytes"] = self._memory.read(self._server)
-        self.start[f"kv_{moment}_bytes"] = _kv_bytes(await self._server.info())
+        self.start[f"kv_{moment}_bytes"] = kv_bytes(await self._server.info())
         self.start |= {"peak_bytes": self._memory.peak, "memory_of": self._memory.how}
 
 
@@ -198,16 +191,6 @@ def _errors(workload: Workload, played: Played) -> list[str]:
     missing = workload.requests - len(played.requests)
     more = [f"{len(errors) - SHOWN_ERRORS} more failed"] if len(errors) > SHOWN_ERRORS else []
     return errors[:SHOWN_ERRORS] + more + ([f"{missing} not played"] if missing else [])
-
-
-def _kv_bytes(info: dict[str, Any] | None) -> int | None:
-    """Memory that the KV cache has taken: all of it at the start in stock SGLang, by and by on virtual tensors."""
-    state = info["internal_states"][0] if info else {}
-    if vtensor := state.get("vtensor"):
-        taken: int | None = vtensor.get("physical_bytes")
-        return taken
-    pool = state.get("memory_usage", {}).get("kvcache")
-    return None if pool is None else round(pool * 2**30)
 
 
 def _line(run: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import serve
 import tables
 from common import short
 
-from vt_sglang.chat import run as chat_run
+from vt_sglang.chat import runs as chat_runs
 from vt_sglang.chat import toy_model
 from vt_sglang.chat.launch import NO_PLUGINS, Launch
 
@@ -29,7 +29,7 @@ Bench = Callable[..., tuple[dict[str, Any], int | str | None]]
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(chat_run, "IDLE_S", 0.0)
+    monkeypatch.setattr(chat_runs, "IDLE_S", 0.0)
 
 
 def fake(name: str, *options: str) -> Launch:

@@ -32,7 +32,7 @@ class FakeServer:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.seen: list[list[int]] = []
-        self.requests = 0
+        self.requests = self.running = 0
 
     async def health(self, _: web.Request) -> web.Response:
         return web.Response(status=503 if self.options.never_ready else 200)
@@ -64,6 +64,11 @@ class FakeServer:
         meta = {"prompt_tokens": len(prompt), "cached_tokens": 0 if options.forgetful else cached}
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await stream.prepare(request)
+        if options.slow_above is not None:
+            self.running += 1
+            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.4 if self.running > options.slow_above else 0)
+            self.running -= 1
         output: list[int] = []
         for _ in range(tokens):
             output.append(next_token(prompt + output))
@@ -94,6 +99,7 @@ def main() -> None:
     parser.add_argument("--vtensor-leaks", type=int, help="say that virtual tensors had so many leaks")
     parser.add_argument("--never-flush", action="store_true", help="refuse to flush the cache")
     parser.add_argument("--keep-cache", action="store_true", help="say that the cache was flushed, and flush nothing")
+    parser.add_argument("--slow-above", type=int, help="take 0.4 s more while more requests than that are here")
     options = parser.parse_args()
     print(options.say, flush=True)
     if options.exit is not None:

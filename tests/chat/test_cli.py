@@ -19,26 +19,10 @@ from vt_sglang.cli import app
 
 Fake = Callable[..., Launch]
 
-SMALL = ("--num-dialogues", "4", "--turns", "3", "--system-tokens", "40", "--user-tokens", "10", "--output-tokens", "4")
 REQUESTS = 11  # four dialogues of three turns, the last of which forks after its first
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_module, "IDLE_S", 0.0)
-
-
-@pytest.fixture
-def chat(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Run `vt-sglang chat` with these servers in place of SGLang's."""
-
-    def invoke(servers: list[Launch], *options: str, shape: tuple[str, ...] = SMALL) -> Result:
-        monkeypatch.setattr(run_module, "chosen_launches", lambda *_: servers)
-        return CliRunner().invoke(app, ["chat", *shape, *options])
-
-    return invoke
-
+pytestmark = pytest.mark.usefixtures("here")
 
 Chat = Callable[..., Result]
 

@@ -53,3 +53,31 @@ def test_forks_share_exactly_a_prefix() -> None:
 
 def test_a_dialogue_of_one_turn_has_no_middle_to_fork_from() -> None:
     assert not any(dialogue.fork for dialogue in generate(replace(SHAPE, turns=1, forks=1.0), len))
+
+
+def test_several_system_prompts_by_turns_and_a_fork_has_its_parents() -> None:
+    dialogues = generate(replace(SHAPE, system_prompts=3), len)
+    assert len({dialogue.system for dialogue in dialogues}) == 3
+    for index, dialogue in enumerate(dialogues):
+        expected = dialogues[dialogue.fork.parent if dialogue.fork else index % 3]
+        assert dialogue.system == expected.system
+    assert dialogues[0].system == generate(SHAPE, len)[0].system
+
+
+def test_results_of_tools_are_added_and_change_nothing_else() -> None:
+    plain = generate(SHAPE, len)
+    tools = generate(replace(SHAPE, tool_tokens=300, tool_share=0.5), len)
+    pairs = [
+        (a.user, b.user)
+        for one, two in zip(plain, tools, strict=True)
+        for a, b in zip(one.exchanges, two.exchanges, strict=True)
+    ]
+    longer = [len(with_tool) - len(without) for without, with_tool in pairs if with_tool != without]
+    assert all(with_tool.startswith(without) for without, with_tool in pairs)
+    assert 0.3 < len(longer) / len(pairs) < 0.7
+    assert min(longer) >= 150
+    assert max(longer) < 450 + LONGEST_WORD + 2
+
+
+def test_more_dialogues_begin_with_the_same_ones() -> None:
+    assert generate(replace(SHAPE, num_dialogues=30), len)[:24] == generate(SHAPE, len)

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from vt_sglang.chat.client import Answer
-from vt_sglang.chat.measure import percentile, summarize
+from vt_sglang.chat.measure import summarize
 from vt_sglang.chat.play import Played, Request
+from vt_sglang.chat.stats import percentile
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 101])

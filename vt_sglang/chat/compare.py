@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether two servers said the same, and whether the second one reused at least as much."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -39,8 +39,8 @@ class Comparison:
     """Whether the second server found at least as many prompt tokens in its cache."""
 
 
-def compare(first: Played, second: Played, *, clients: int) -> Comparison:
-    """Compare what two servers answered to the same scripts, played by so many clients at once."""
+def compare(first: Played, second: Played, *, clients: int | None) -> Comparison:
+    """Compare what two servers answered to the same scripts, played by so many clients at once; None: by any number."""
     sides = _answered(first), _answered(second)
     differences = [
         difference for place in sorted(sides[0] | sides[1]) if (difference := _difference(place, *sides)) is not None
@@ -59,6 +59,20 @@ def compare(first: Played, second: Played, *, clients: int) -> Comparison:
         first_difference=differences[0] if differences else None,
         cached_by_request=by_request,
         cached_at_least=at_least,
+    )
+
+
+def merge(comparisons: Sequence[Comparison]) -> Comparison:
+    """What the comparisons of several repeats, at least one, say together; the first difference is that of the first
+    repeat that has one."""
+    differences = (it.first_difference for it in comparisons)
+    return Comparison(
+        requests=sum(it.requests for it in comparisons),
+        differing=sum(it.differing for it in comparisons),
+        distinct=min(it.distinct for it in comparisons),
+        first_difference=next((it for it in differences if it is not None), None),
+        cached_by_request=comparisons[0].cached_by_request,
+        cached_at_least=all(it.cached_at_least for it in comparisons),
     )
 
 

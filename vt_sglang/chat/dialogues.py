@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dialogues as text, and reading them from a file of chat messages."""
+"""Dialogues as text, and reading them from files of chat messages or of ShareGPT's conversations."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-GZIP_MAGIC = b"\x1f\x8b"
+from vt_sglang.chat.entries import DialogueError, entries
 
+__all__ = ["Dialogue", "DialogueError", "Exchange", "Fork", "read"]
 
-class DialogueError(ValueError):
-    """A file of dialogues that cannot be used; the message names file, line and reason."""
+# Of each format: the list's name, those of a message's role and text, and its roles by their names in chat templates.
+FORMATS: tuple[tuple[str, tuple[str, str], Mapping[str, str]], ...] = (
+    ("messages", ("role", "content"), {}),
+    ("conversations", ("from", "value"), {"human": "user", "gpt": "assistant"}),
+)
 
 
 @dataclass(frozen=True)
@@ -43,45 +43,50 @@ class Dialogue:
     fork: Fork | None = None
 
 
-def read(path: Path, limit: int | None = None) -> list[Dialogue]:
-    """Read JSON Lines, gzipped or not: an object a line, whose `messages` are a list of {role, content}.
+def read(path: Path, limit: int | None = None, on_bad: Callable[[DialogueError], None] | None = None) -> list[Dialogue]:
+    """Read JSON Lines or a JSON array, gzipped or not, of objects in one of two formats, told apart entry by entry:
+
+        {"messages": [{"role": "system" | "user" | "assistant", "content": ...}, ...]}
+        {"conversations": [{"from": "system" | "human" | "gpt", "value": ...}, ...]}    as ShareGPT has them
 
     An optional system message comes first, then user and assistant take turns; the last answer may be absent. Blank
     lines are passed over.
 
     Args:
         limit: read no more than the first so many dialogues.
+        on_bad: called for every entry that is JSON and no dialogue, which then is left out; None: it is an error.
 
     Raises:
-        DialogueError: the file cannot be read, has no line, or has one that is something else.
+        DialogueError: the file cannot be read, has no dialogue, or has an entry that is something else.
     """
-    dialogues = []
-    try:
-        for number, line in islice(((n, it) for n, it in enumerate(_lines(path), start=1) if it.strip()), limit):
-            try:
-                dialogues.append(_parse(line))
-            except (ValueError, RecursionError) as error:
-                raise DialogueError(f"{path}, line {number}: {error}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DialogueError(f"{path}, after line {len(dialogues)}: {error}") from None
+    dialogues: list[Dialogue] = []
+    for entry in entries(path):
+        try:
+            dialogues.append(_parse(entry.value))
+        except ValueError as error:
+            bad = DialogueError(f"{entry.place}: {error}")
+            if on_bad is None:
+                raise bad from None
+            on_bad(bad)
+        if len(dialogues) == limit:
+            break
     if not dialogues:
-        raise DialogueError(f"{path}, line 1: the file is empty")
+        raise DialogueError(f"{path}, line 1: the file is empty" if on_bad is None else f"{path}: no dialogue in it")
     return dialogues
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-        file.seek(0)
-        yield from gzip.GzipFile(fileobj=file) if packed else file
+def _parse(record: Any) -> Dialogue:
+    """ValueError, saying why, if the value is no dialogue."""
+    if not isinstance(record, dict):
+        record = {}
+    for key, fields, roles in FORMATS:
+        if isinstance(messages := record.get(key), list):
+            said = [_message(f"{key}[{index}]", it, fields, roles) for index, it in enumerate(messages)]
+            return _dialogue(said)
+    raise ValueError("not an object with a list `messages` or `conversations`")
 
 
-def _parse(line: bytes) -> Dialogue:
-    """ValueError, saying why, if the line is no dialogue."""
-    record = json.loads(line)
-    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
-        raise ValueError("not an object with a list `messages`")
-    said = [_message(index, message) for index, message in enumerate(record["messages"])]
+def _dialogue(said: list[tuple[str, str]]) -> Dialogue:
     system = said.pop(0)[1] if said and said[0][0] == "system" else None
     for index, (role, _) in enumerate(said):
         if role != (expected := ("user", "assistant")[index % 2]):
@@ -94,9 +99,10 @@ def _parse(line: bytes) -> Dialogue:
     return Dialogue(system, tuple(map(Exchange, texts[::2], answers)))
 
 
-def _message(index: int, message: Any) -> tuple[str, str]:
-    match message:
-        case {"role": str(role), "content": str(content)}:
-            content.encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
-            return role, content
-    raise ValueError(f"messages[{index}] is not an object with texts `role` and `content`")
+def _message(place: str, message: Any, fields: tuple[str, str], roles: Mapping[str, str]) -> tuple[str, str]:
+    """Role, by the name that chat templates have for it, and text."""
+    role, text = (message.get(field) for field in fields) if isinstance(message, dict) else (None, None)
+    if not isinstance(role, str) or not isinstance(text, str):
+        raise ValueError(f"{place} is not an object with texts `{fields[0]}` and `{fields[1]}`")
+    text.encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
+    return roles.get(role, role), text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Made-up dialogues of chosen lengths: one system prompt for all, and some dialogues that fork from others."""
+"""Made-up dialogues of chosen lengths: shared system prompts, forks of other dialogues, and results of tools."""
 
 import random
 from collections.abc import Callable
@@ -25,6 +25,12 @@ class Shape:
     """Share of dialogues that fork from an earlier one."""
     seed: int
     """Dialogues of equal shape are equal; another seed makes others."""
+    system_prompts: int = 1
+    """Different system prompts, which dialogues have by turns; a fork has its parent's."""
+    tool_tokens: int = 0
+    """Mean length of a tool's result, or a document, that follows what a user says; half to one and a half of it."""
+    tool_share: float = 0.25
+    """Share of turns that have one, where `tool_tokens` is not 0."""
 
 
 def generate(shape: Shape, count_tokens: Callable[[str], int]) -> list[Dialogue]:
@@ -34,17 +40,26 @@ def generate(shape: Shape, count_tokens: Callable[[str], int]) -> list[Dialogue]
         count_tokens: tokens of a piece of text.
     """
     drawn = random.Random(shape.seed)
-    system = _text(drawn, shape.system_tokens, count_tokens) or None
+    # What not every shape has is drawn from other generators, and changes nothing in the rest.
+    more_systems, tools = (random.Random(f"{shape.seed}, {what}") for what in ("system prompts", "tools"))
+    systems = [_text(drawn, shape.system_tokens, count_tokens) or None]
+    systems += [_text(more_systems, shape.system_tokens, count_tokens) for _ in range(shape.system_prompts - 1)]
+
+    def about(tokens: int, source: random.Random) -> str:
+        return _text(source, source.randint(max(1, tokens // 2), max(1, tokens * 3 // 2)), count_tokens)
 
     def exchange() -> Exchange:
-        length = drawn.randint(max(1, shape.user_tokens // 2), max(1, shape.user_tokens * 3 // 2))
-        return Exchange(_text(drawn, length, count_tokens))
+        user = about(shape.user_tokens, drawn)
+        if shape.tool_tokens and tools.random() < shape.tool_share:
+            user += f"\n\n{about(shape.tool_tokens, tools)}"
+        return Exchange(user)
 
     dialogues: list[Dialogue] = []
     # Forks are spread evenly, so that a share of 1/4 is one in four at any number of dialogues.
     for index in range(shape.num_dialogues):
         due = int((index + 1) * shape.forks) > int(index * shape.forks)
         fork = _fork(drawn, dialogues) if due else None
+        system = dialogues[fork.parent].system if fork else systems[index % len(systems)]
         shared = dialogues[fork.parent].exchanges[: fork.exchanges] if fork else ()
         own = tuple(exchange() for _ in range(shape.turns - len(shared)))
         dialogues.append(Dialogue(system, shared + own, fork))

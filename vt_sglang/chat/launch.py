@@ -2,6 +2,7 @@
 """Launch lines: what to start, and that two servers differ in nothing but what is compared."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,10 @@ CPU_ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
 
 # SGLang loads every installed plug-in into every server unless this names some; a comma names none.
 NO_PLUGINS = {"SGLANG_PLUGINS": ","}
+LAUNCHER = "sglang.launch_server"
 VTENSOR = ("--radix-cache-backend", "vtensor")
+
+_VARIABLE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Launch:
     command: Sequence[str]
     environment: dict[str, str] = field(default_factory=dict)
     """What is set beyond this process's own variables."""
+    url: str | None = None
+    """Address of a server that runs already; then there is nothing to start and no command."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,27 @@ class ServerOptions:
 def named(name: str, options: ServerOptions, extra: Sequence[str]) -> Launch:
     """Any server: with the plug-in if its arguments ask for virtual tensors, else without."""
     command = _command(options, (), extra)
+    return Launch(name, command, _environment(options) | _plugins(command))
+
+
+def whole(name: str, options: ServerOptions, words: Sequence[str]) -> Launch:
+    """A server by its whole command, variables before it as in a shell; it gets nothing more than an address."""
+    rest = [*words]
+    variables = {}
+    while rest and (found := _VARIABLE.fullmatch(rest[0])):
+        variables[found["name"]] = found["value"]
+        rest.pop(0)
+    return Launch(name, rest, _environment(options) | _plugins(rest) | variables)
+
+
+def is_whole(words: Sequence[str]) -> bool:
+    """Whether these are a command that launches SGLang, and not arguments for one."""
+    return any(word == LAUNCHER for word in words)
+
+
+def _plugins(command: Sequence[str]) -> dict[str, str]:
     given = {*pairwise(command)} | {tuple(it.split("=", 1)) for it in command}
-    plugins = {} if VTENSOR in given else NO_PLUGINS
-    return Launch(name, command, _environment(options) | plugins)
+    return {} if VTENSOR in given else NO_PLUGINS
 
 
 def stock(options: ServerOptions, extra: Sequence[str] = ()) -> Launch:
@@ -70,7 +94,7 @@ def vtensor(options: ServerOptions, extra: Sequence[str] = ()) -> Launch:
 
 
 def _command(options: ServerOptions, backend: Sequence[str], extra: Sequence[str]) -> list[str]:
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", options.model_path]
+    command = [sys.executable, "-m", LAUNCHER, "--model-path", options.model_path]
     command += ["--skip-tokenizer-init"]
     command += ["--context-length", str(options.context_length)]
     if options.max_total_tokens is not None:

@@ -5,15 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vt_sglang.chat.endpoint import Endpoint
 from vt_sglang.chat.launch import Launch
 from vt_sglang.chat.play import Played
-from vt_sglang.chat.server import Server
+from vt_sglang.chat.saturate import Search
 
 LEAK_SIGNS = ("leak detected", "memory leak")
 
 
 @dataclass
 class Result:
+    """One run of one server."""
+
     launch: Launch
     start_s: float
     """Seconds until the server was ready."""
@@ -24,9 +27,18 @@ class Result:
     """Tokens that the server's KV cache has room for, as it says."""
     vtensor: dict[str, Any] | None = None
     """What virtual tensors say of themselves: counters, usage, bytes. None for a stock server."""
+    repeat: int = 0
+    order: int = 0
+    """Place of the run among all runs of all servers."""
+    flushed: bool | None = None
+    """Whether the cache was flushed before the run; None: the server had just started."""
+    memory: list[dict[str, Any]] = field(default_factory=list)
+    """`time_s` since the run began and `kv_bytes`."""
+    search: Search | None = None
+    """The search for the highest load, of which `played` is the best probe; None if none was asked for."""
 
 
-async def examine(server: Server, played: Played) -> Result:
+async def examine(server: Endpoint, played: Played) -> Result:
     """Ask an idle server how it is. SGLang proves its pools whenever it is idle, and ends itself if they are wrong."""
     result = Result(server.launch, server.start_s, played)
     healthy = await server.healthy()

@@ -2,7 +2,6 @@
 """A server as a child process: started, waited for, asked, and stopped with all of its own children."""
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -11,18 +10,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-import aiohttp
-
+from vt_sglang.chat.endpoint import Endpoint, ServerError
 from vt_sglang.chat.launch import Launch
+
+__all__ = ["Server", "ServerError"]
 
 HOST = "127.0.0.1"
 POLL_S = 0.1
-# SGLang's /health has the model generate a token; it answers after one second, or not within twenty.
-ASK_TIMEOUT_S = 30.0
-# Less than that: how long SGLang waits for its last request to end before it refuses to flush its cache.
-FLUSH_S = 10.0
 # On SIGTERM, SGLang looks every five seconds whether anything is left to do.
 TERMINATE_S = 15.0
 KILL_S = 15.0
@@ -31,22 +27,15 @@ END_S = 10.0
 TAIL_LINES = 30
 
 
-class ServerError(Exception):
-    """A server did not start. The message ends with the last lines of its log."""
-
-
-class Server:
+class Server(Endpoint):
     """An asynchronous context manager: inside it, the server is ready for requests."""
 
     def __init__(self, launch: Launch, log: Path, timeout_s: float) -> None:
         """log: file for all that it prints. timeout_s: seconds that it may take to start."""
-        self.launch = launch
-        self.log = log
-        self.start_s = 0.0
-        """Seconds from the start of the process until it was ready."""
-        self._timeout_s = timeout_s
         self._port = _free_port()
-        self.url = f"http://{HOST}:{self._port}"
+        super().__init__(launch, f"http://{HOST}:{self._port}")
+        self.log = log
+        self._timeout_s = timeout_s
 
     async def __aenter__(self) -> Self:
         start = time.perf_counter()
@@ -81,31 +70,9 @@ class Server:
         await _until(lambda: self.exit_status() is not None, END_S)
         return self.exit_status()
 
-    async def healthy(self) -> bool:
-        """Whether the server generates tokens."""
-        return await self._get("/health") is not None
-
-    async def info(self) -> dict[str, Any] | None:
-        """What `/server_info` says, None if the server does not answer."""
-        content = await self._get("/server_info")
-        return None if content is None else dict(json.loads(content))
-
-    async def flush_cache(self) -> bool:
-        """Have the server forget all prefixes as soon as no request is left. Whether it says that it did."""
-        return await self._get(f"/flush_cache?timeout={FLUSH_S:g}") is not None
-
     def processes(self) -> list[int]:
         """Ids of the server's processes."""
         return _members(self._process.pid)
-
-    async def _get(self, path: str) -> bytes | None:
-        """The body of a successful answer."""
-        try:
-            timeout = aiohttp.ClientTimeout(total=ASK_TIMEOUT_S)
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(self.url + path) as response:
-                return await response.read() if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError):
-            return None
 
     async def _until_ready(self) -> None:
         deadline = time.monotonic() + self._timeout_s

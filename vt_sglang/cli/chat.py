@@ -1,147 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
 """`vt-sglang chat`."""
 
-import shlex
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from vt_sglang.chat.generator import Shape
-from vt_sglang.chat.settings import Answers, Device, Settings, Which
+from vt_sglang.chat.settings import Answers, Device, Load, RateOf, Saturation, Settings
+from vt_sglang.chat.sides import parse, split_words
+from vt_sglang.chat.thinking import Thinking
+from vt_sglang.cli import chat_options as opt
+from vt_sglang.cli.chat_checks import check
 from vt_sglang.cli.console import make_console
 
 DEFAULT_SHAPE = Shape(num_dialogues=24, turns=4, system_tokens=512, user_tokens=64, forks=0.25, seed=0)
-
-WORKLOAD, GENERATED, SERVERS, OUTPUT = "Workload", "Generated dialogues, where no file is given", "Servers", "Output"
-
-
-def _split(text: str) -> tuple[str, ...]:
-    try:
-        return tuple(shlex.split(text))
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}: {text}") from None
+DEFAULT_CLIENTS = 4
+DEFAULT_SEARCH = Saturation(percentile=99, tolerance=0.1, max_probes=16, probe_seconds=30, probe_requests=100)
 
 
 def chat(
-    model_path: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or name of the model. Default: a toy Llama with random weights, made on first use.",
-            rich_help_panel=SERVERS,
-        ),
-    ] = None,
-    dialogues: Annotated[
-        Path | None,
-        typer.Option(
-            help="Dialogues to play: JSON Lines, gzipped or not, each with `messages`: [{role, content}, ...].",
-            exists=True,
-            dir_okay=False,
-            rich_help_panel=WORKLOAD,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Play only the first so many dialogues.", rich_help_panel=WORKLOAD)
-    ] = None,
-    output_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.", rich_help_panel=WORKLOAD)] = 32,
-    clients: Annotated[
-        int,
-        typer.Option(min=1, help="Clients at the same time; each waits for its answers.", rich_help_panel=WORKLOAD),
-    ] = 4,
-    answers: Annotated[
-        Answers,
-        typer.Option(
-            help="Answers with which the history goes on: the server's, or those of the file.",
-            rich_help_panel=WORKLOAD,
-        ),
-    ] = Answers.GENERATED,
-    num_dialogues: Annotated[
-        int, typer.Option(min=1, help="How many.", rich_help_panel=GENERATED)
-    ] = DEFAULT_SHAPE.num_dialogues,
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each.", rich_help_panel=GENERATED)] = DEFAULT_SHAPE.turns,
-    system_tokens: Annotated[
-        int, typer.Option(min=0, help="Length of the system prompt that all share.", rich_help_panel=GENERATED)
-    ] = DEFAULT_SHAPE.system_tokens,
-    user_tokens: Annotated[
-        int, typer.Option(min=1, help="Mean length of what a user says.", rich_help_panel=GENERATED)
-    ] = DEFAULT_SHAPE.user_tokens,
-    forks: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Share of dialogues that fork from the middle of an earlier one.",
-            rich_help_panel=GENERATED,
-        ),
-    ] = DEFAULT_SHAPE.forks,
-    seed: Annotated[
-        int, typer.Option(help="Another seed, other dialogues.", rich_help_panel=GENERATED)
-    ] = DEFAULT_SHAPE.seed,
-    device: Annotated[
-        Device, typer.Option(help="Where the servers run; auto: on a GPU if there is one.", rich_help_panel=SERVERS)
-    ] = Device.AUTO,
-    context_length: Annotated[
-        int, typer.Option(min=1, help="Tokens that a sequence may have.", rich_help_panel=SERVERS)
-    ] = 4096,
-    max_total_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens of the KV cache. Default: 32768 on a CPU, what memory allows on a GPU.",
-            rich_help_panel=SERVERS,
-        ),
-    ] = None,
-    server_args: Annotated[
-        str, typer.Option(help="Further arguments for both servers, in one string.", rich_help_panel=SERVERS)
-    ] = "",
-    stock_args: Annotated[str, typer.Option(help="For the stock server alone.", rich_help_panel=SERVERS)] = "",
-    vtensor_args: Annotated[
-        str, typer.Option(help="For the server with virtual tensors alone.", rich_help_panel=SERVERS)
-    ] = "",
-    only: Annotated[
-        Which | None, typer.Option(help="Run one server, compare nothing.", rich_help_panel=SERVERS)
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(min=1, help="Seconds that a server's start, or one answer, may take.", rich_help_panel=SERVERS),
-    ] = 600,
-    report: Annotated[
-        Path,
-        typer.Option(help="JSON file of all results; logs go beside it.", dir_okay=False, rich_help_panel=OUTPUT),
-    ] = Path("report/chat.json"),
+    model_path: opt.ModelPath = None,
+    dialogues: opt.Dialogues = None,
+    limit: opt.Limit = None,
+    skip_bad: opt.SkipBad = False,
+    output_tokens: opt.OutputTokens = 32,
+    answers: opt.AnswersFrom = Answers.GENERATED,
+    num_dialogues: opt.NumDialogues = DEFAULT_SHAPE.num_dialogues,
+    turns: opt.Turns = DEFAULT_SHAPE.turns,
+    system_prompts: opt.SystemPrompts = DEFAULT_SHAPE.system_prompts,
+    system_tokens: opt.SystemTokens = DEFAULT_SHAPE.system_tokens,
+    user_tokens: opt.UserTokens = DEFAULT_SHAPE.user_tokens,
+    tool_tokens: opt.ToolTokens = DEFAULT_SHAPE.tool_tokens,
+    tool_share: opt.ToolShare = DEFAULT_SHAPE.tool_share,
+    forks: opt.Forks = DEFAULT_SHAPE.forks,
+    seed: opt.Seed = DEFAULT_SHAPE.seed,
+    clients: opt.Clients = None,
+    rate: opt.Rate = None,
+    rate_of: opt.RateCounts = RateOf.CONVERSATIONS,
+    arrivals: opt.Arrivals = None,
+    time_scale: opt.TimeScale = 1.0,
+    max_in_flight: opt.MaxInFlight = None,
+    think_time: opt.ThinkTime = 0.0,
+    think: opt.Think = Thinking.EXPONENTIAL,
+    compare: opt.Compare = None,
+    url: opt.Url = None,
+    repeats: opt.Repeats = 1,
+    together: opt.Together = False,
+    warm_up: opt.WarmUp = 0,
+    ttft_limit_ms: opt.TtftLimit = None,
+    itl_limit_ms: opt.ItlLimit = None,
+    saturate: opt.Saturate = False,
+    limit_percentile: opt.LimitPercentile = DEFAULT_SEARCH.percentile,
+    saturate_tolerance: opt.Tolerance = DEFAULT_SEARCH.tolerance,
+    max_probes: opt.MaxProbes = DEFAULT_SEARCH.max_probes,
+    probe_seconds: opt.ProbeSeconds = DEFAULT_SEARCH.probe_seconds,
+    probe_requests: opt.ProbeRequests = DEFAULT_SEARCH.probe_requests,
+    device: opt.RunsOn = Device.AUTO,
+    context_length: opt.ContextLength = 4096,
+    max_total_tokens: opt.MaxTotalTokens = None,
+    server_args: opt.ServerArgs = "",
+    stock_args: opt.StockArgs = "",
+    vtensor_args: opt.VtensorArgs = "",
+    only: opt.Only = None,
+    timeout: opt.Timeout = 600,
+    report: opt.Report = Path("report/chat.json"),
+    sample_every: opt.SampleEvery = 1.0,
 ) -> None:
-    """Play the same dialogues on stock SGLang and on SGLang with virtual tensors, and compare the two.
+    """Play the same dialogues on several SGLang servers and compare them: stock and virtual tensors, or any others.
 
-    Both answer greedily. Exit status: 1 if their outputs differ, a request failed, a server did not start or reported a
-    leak; 2 if the options make no sense.
+    All answer greedily. Exit status: 1 if stock and virtual tensors differ in their outputs, a request failed, a server
+    did not start or reported a leak; 2 if the options make no sense.
     """
     from vt_sglang.chat.dialogues import DialogueError
     from vt_sglang.chat.encoding import EncodingError
     from vt_sglang.chat.run import UsageError, run
     from vt_sglang.chat.server import ServerError
 
-    shape = Shape(num_dialogues, turns, system_tokens, user_tokens, forks, seed)
-    if dialogues and shape != DEFAULT_SHAPE:
-        raise typer.BadParameter("dialogues are either read (--dialogues) or generated (--num-dialogues and so on)")
-    if answers is Answers.FILE and not dialogues:
-        raise typer.BadParameter("--answers file needs --dialogues")
-    settings = Settings(
-        model_path=model_path,
-        dialogues=dialogues or shape,
-        limit=limit,
-        output_tokens=output_tokens,
-        clients=clients,
-        answers=answers,
-        device=device,
-        context_length=context_length,
-        max_total_tokens=max_total_tokens,
-        server_args=_split(server_args),
-        stock_args=_split(stock_args),
-        vtensor_args=_split(vtensor_args),
-        only=only,
-        report=report,
-        timeout_s=timeout,
+    shape = Shape(
+        num_dialogues, turns, system_tokens, user_tokens, forks, seed, system_prompts, tool_tokens, tool_share
     )
+    search = Saturation(limit_percentile, saturate_tolerance, max_probes, probe_seconds, probe_requests)
+    try:
+        settings = Settings(
+            model_path=model_path,
+            dialogues=dialogues or shape,
+            limit=limit,
+            output_tokens=output_tokens,
+            clients=clients or DEFAULT_CLIENTS,
+            answers=answers,
+            device=device,
+            context_length=context_length,
+            max_total_tokens=max_total_tokens,
+            server_args=tuple(split_words("--server-args", server_args)),
+            stock_args=tuple(split_words("--stock-args", stock_args)),
+            vtensor_args=tuple(split_words("--vtensor-args", vtensor_args)),
+            only=only,
+            report=report,
+            timeout_s=timeout,
+            skip_bad=skip_bad,
+            load=Load(rate, rate_of, arrivals, time_scale, max_in_flight, think_time, think, seed),
+            sides=parse(compare or (), url or ()),
+            repeats=repeats,
+            together=together,
+            warm_up=warm_up,
+            sample_s=sample_every,
+            ttft_limit_ms=ttft_limit_ms,
+            itl_limit_ms=itl_limit_ms,
+            saturation=search if saturate else None,
+        )
+        check(settings, shape, clients, DEFAULT_SHAPE, search if search != DEFAULT_SEARCH else None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     try:
         status = run(settings, make_console())
     except (DialogueError, EncodingError, UsageError) as error:
