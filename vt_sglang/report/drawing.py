@@ -30,10 +30,9 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def layout(height: int, *, legend: bool) -> dict[str, Any]:
+def layout(*, legend: bool) -> dict[str, Any]:
     """What all plots have in common."""
     return {
-        "height": height,
         "margin": NARROW_MARGIN,
         "showlegend": legend,
         "legend": {
@@ -66,6 +65,10 @@ def axis(of: Axis, values: Iterable[float], room: float) -> dict[str, Any]:
             "tickvals": ticks,
             "ticktext": [f"{tick:,.10g}" for tick in ticks],
         }
+    elif of.form == "d":
+        low, high = min(found, default=1.0), max(found, default=1.0)
+        step = max(1, math.ceil((high - low) / 12))
+        made |= {"range": [low - 0.3, high + 0.3], "tick0": low, "dtick": step, "tickformat": "d"}
     else:
         end = max([*found, of.end or 0.0]) or 1.0
         made |= {"range": [0, end * (1 + room)], "tickformat": of.form, "rangemode": "tozero"}

@@ -7,8 +7,8 @@ from typing import NamedTuple
 VTENSOR, STOCK, OTHERS, REFERENCE = 0, 1, (2, 3, 4, 5), 6
 """Indexes into a theme's colours. REFERENCE is the grey of floors, targets and limits."""
 
-SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "line-ns-open")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "dash")
+SYMBOLS = ("circle", "diamond-open", "square", "triangle-up-open", "cross", "x", "line-ns-open")
+DASHES = ("solid", "dash", "dashdot", "longdash", "longdashdot", "solid", "dot")
 PATTERNS = ("", "/", ".", "x", "\\", "+", "-")
 """By form, of points, lines and bars."""
 

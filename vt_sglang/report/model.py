@@ -40,8 +40,8 @@ class Table:
 class Axis:
     title: str
     """With its unit."""
-    form: str = ",.3~s"
-    """How its numbers are written: a format of d3, as Plotly takes them."""
+    form: str = ",.6~f"
+    """How its numbers are written: a format of d3, as Plotly takes them; `d` for whole numbers from 1 on."""
     log: bool = False
     end: float | None = None
     """Where a linear axis ends, if not where its values do; it begins at 0."""

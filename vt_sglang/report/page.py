@@ -65,7 +65,7 @@ def _lines(sections: Sequence[Section]) -> Iterator[str]:
     yield f'<header>\n<h1>{TITLE}</h1>\n<p class="quiet">{count} run{"s" * (count != 1)}, made {made}</p>\n'
     yield "<noscript><p>Plots need JavaScript; the tables hold the same numbers.</p></noscript>\n<nav><ul>\n"
     for section in sections:
-        figures = ", ".join(f'<a href="#{it.name}">{escape(it.name)}</a>' for it in section.figures)
+        figures = ", ".join(f'<a href="#{it.name}">{escape(_short(it.title))}</a>' for it in section.figures)
         yield f'<li><a href="#{section.kind}">{escape(section.title)}</a>: {figures}</li>\n'
     yield "</ul></nav>\n</header>\n<main>\n"
     for section in sections:
@@ -90,17 +90,23 @@ def _about(about: About) -> Iterator[str]:
 
 
 def _figure(figure: Figure) -> Iterator[str]:
-    yield f'<figure id="{figure.name}">\n<figcaption>\n<h3>{escape(figure.title)}</h3>\n'
+    name = f'<code class="quiet">{figure.name}</code>'
+    yield f'<figure id="{figure.name}">\n<figcaption>\n<h3>{escape(figure.title)} {name}</h3>\n'
     if figure.notes:
         yield f'<p class="note">{escape(" ".join(figure.notes))}</p>\n'
     yield "</figcaption>\n"
     if figure.plot:
         yield f'<div class="plot" id="plot-{figure.name}" role="img" aria-label="{escape(figure.title)}"></div>\n'
     rows = len(figure.table.rows)
-    unfolded = " open" if rows <= OPEN_ROWS or not figure.plot else ""
+    unfolded = " open" if rows <= OPEN_ROWS else ""
     yield f"<details{unfolded}><summary>Table, {rows} row{'s' * (rows != 1)}</summary>\n"
     yield from _table(figure.table)
     yield "</details>\n</figure>\n"
+
+
+def _short(title: str) -> str:
+    """A title without what it says of better and worse."""
+    return title.partition(" (")[0]
 
 
 def _table(table: Table) -> Iterator[str]:

@@ -40,7 +40,7 @@ def draw_groups(plot: Groups) -> Drawing:
         drawing.figure.add_trace(_limit(plot, group, row_px + GAP_PX * 0.5))
         drawing.colours.append(group.look.colour)
     drawing.figure.update_layout(
-        layout(height, legend=len(plot.groups) > 1),
+        layout(legend=len(plot.groups) > 1),
         barmode="stack" if plot.stacked else "overlay",
         xaxis=axis(plot.value, _values(plot), 0.02 if plot.stacked else ROOM),
         yaxis={
@@ -49,6 +49,9 @@ def draw_groups(plot: Groups) -> Drawing:
             "range": [len(plot.categories) - 0.5, -0.5],
             "showgrid": False,
             "zeroline": False,
+            "ticks": "outside",
+            "ticklen": 6,
+            "tickwidth": 0,
             "automargin": True,
         },
         annotations=numbers,
@@ -57,7 +60,7 @@ def draw_groups(plot: Groups) -> Drawing:
     drawing.figure.update_xaxes(fixedrange=True)
     drawing.figure.update_yaxes(fixedrange=True)
     if plot.equal is not None:
-        drawing.figure.add_vline(plot.equal, line={"width": 1.5, "dash": "dash"}, layer="below")
+        drawing.figure.add_vline(plot.equal, line={"width": 1.5, "dash": "dash"}, layer="above")
     return drawing
 
 
@@ -88,7 +91,9 @@ def _marks(plot: Groups, group: Group, at: list[float], width: float) -> go.Bar 
         "error_x": _uncertain(group),
     }
     if plot.value.log:
-        return go.Scatter(mode="markers", marker={"symbol": SYMBOLS[group.look.form], "size": 11}, **common)
+        return go.Scatter(
+            mode="markers", marker={"symbol": SYMBOLS[group.look.form], "size": 11, "line": {"width": 2}}, **common
+        )
     text = [None if value is None else format(value, group.form) for value in group.values] if plot.stacked else None
     return go.Bar(
         orientation="h",
@@ -96,7 +101,10 @@ def _marks(plot: Groups, group: Group, at: list[float], width: float) -> go.Bar 
         text=text,
         textposition="inside" if text else "none",
         insidetextanchor="middle",
-        marker={"pattern": {"shape": PATTERNS[group.look.form], "solidity": 0.25, "size": 7}, "line": {"width": 1}},
+        marker={
+            "pattern": {"shape": PATTERNS[group.look.form], "fillmode": "overlay", "solidity": 0.15, "size": 9},
+            "line": {"width": 1},
+        },
         **common,
     )
 

@@ -36,7 +36,7 @@ def draw_lines(plot: Lines) -> Drawing:
         drawing.colours.append(REFERENCE)
     xs = [x for line in plot.lines for x in line.x] + [it.x for it in plot.spots]
     drawing.figure.update_layout(
-        layout(drawing.height, legend=len(plot.lines) > 1),
+        layout(legend=len(plot.lines) > 1),
         xaxis=axis(plot.x, xs, 0.02),
         yaxis=axis(plot.y, _ys(plot), 0.06),
         annotations=_annotations(plot),
@@ -58,7 +58,7 @@ def _trace(plot: Lines, line: Line) -> go.Scatter:
         y=list(line.y),
         mode=MODES[line.mark],
         line={"dash": DASHES[line.look.form], "width": 2},
-        marker={"symbol": SYMBOLS[line.look.form], "size": 9},
+        marker={"symbol": SYMBOLS[line.look.form], "size": 9, "line": {"width": 2}},
         error_y=_uncertain(line),
         hovertemplate="%{fullData.name}<br>"
         f"{plain(plot.x.title)}: %{{x:,.4~f}}<br>{plain(plot.y.title)}: %{{y:,.2f}}<extra></extra>",
@@ -101,8 +101,9 @@ def _annotations(plot: Lines) -> list[dict[str, Any]]:
             "text": plain(spot.text),
             "showarrow": True,
             "arrowhead": 0,
-            "ax": 0,
-            "ay": 46,
+            "ax": 14,
+            "ay": 40,
+            "xanchor": "left",
         }
         for spot in plot.spots
     ]

@@ -15,7 +15,8 @@ def draw(plot: Lines | Groups) -> Drawing:
 
 
 def as_json(drawing: Drawing) -> dict[str, Any]:
-    """What page.js takes: Plotly's `data` and `layout`, and `colours`, the index of each trace's."""
+    """What page.js takes: Plotly's `data` and `layout`, `colours`, the index of each
+    trace's, and `height` in pixels."""
     made = json.loads(drawing.figure.to_json())
     made["layout"].pop("template", None)
-    return {"data": made["data"], "layout": made["layout"], "colours": drawing.colours}
+    return {"data": made["data"], "layout": made["layout"], "colours": drawing.colours, "height": drawing.height}

@@ -8,7 +8,8 @@ from vt_sglang.report.fields import Field
 from vt_sglang.report.load import Run
 from vt_sglang.report.looks import looks
 from vt_sglang.report.model import Axis, Cell, Column, Figure, Level, Line, Lines, Spot, Table, columns
-from vt_sglang.report.replay_parts import distances, prefixes, speed, stacks
+from vt_sglang.report.replay_parts import distances, prefixes, speed
+from vt_sglang.report.replay_stacks import stacks
 from vt_sglang.report.replay_time import over_time
 
 GIB = 2.0**-30
@@ -39,6 +40,12 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
     yield "model", f"{name.text()}: {sizes}" if name else sizes
     if (grain := run.data.maybe("grain_tokens")) is not None:
         yield "grain", "token by token" if grain == 1 else f"blocks of {grain:,.0f} tokens"
+
+
+def verdicts(run: Run) -> Iterator[str]:
+    """What else the run says."""
+    if reason := run.data.get("without_radix"):
+        yield f"Without RadixCache: {reason.text()}"
 
 
 def _over_capacity(runs: Sequence[Run]) -> Figure:

@@ -29,6 +29,8 @@ _FIGURES: dict[str, Callable[[Sequence[Run]], Iterator[Figure]]] = {
     "tree": tree.figures,
 }
 
+_VERDICTS: dict[str, Callable[[Run], Iterator[str]]] = {"chat": chat.verdicts, "replay": replay.verdicts}
+
 _BROKEN = (FieldError, ArithmeticError, ValueError)
 
 
@@ -55,10 +57,11 @@ def _section(kind: str, runs: Sequence[Run]) -> Section:
 
 
 def _made(kind: str, runs: Sequence[Run]) -> Section:
-    abouts = []
-    for run in runs:
-        it = about(run, tuple(chat.verdicts(run)) if kind == "chat" else ())
-        abouts.append(replace(it, facts=(*it.facts, *replay.facts(run))) if kind == "replay" else it)
+    said = _VERDICTS.get(kind)
+    abouts = [about(run, tuple(said(run)) if said else ()) for run in runs]
+    if kind == "replay":
+        pairs = zip(abouts, runs, strict=True)
+        abouts = [replace(it, facts=(*it.facts, *replay.facts(run))) for it, run in pairs]
     figures = [replace(figure, name=_slug(figure.name)) for figure in _FIGURES[kind](runs)]
     return Section(kind, TITLES[kind], tuple(abouts), tuple(figures))
 

@@ -51,7 +51,7 @@ def template(theme: Theme) -> dict[str, Any]:
         "linecolor": theme.quiet,
         "tickcolor": theme.quiet,
         "zerolinecolor": theme.quiet,
-        "title": {"font": {"color": theme.quiet}},
+        "title": {"font": {"color": theme.quiet, "size": 13}},
     }
     return {
         "layout": {
