@@ -9,6 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from vt_sglang.report.looks import SYMBOLS, Look
 from vt_sglang.report.model import Axis
 
 NARROW_MARGIN = {"l": 8, "r": 12, "t": 8, "b": 8}
@@ -28,6 +29,12 @@ class Drawing:
 def plain(text: str) -> str:
     """Text that Plotly shows as it is: it takes some HTML for markup."""
     return html.escape(text, quote=False)
+
+
+def point(look: Look, size: int) -> dict[str, Any]:
+    """A marker of so many pixels."""
+    symbol = SYMBOLS[look.form]
+    return {"symbol": symbol, "size": size, "line": {"width": 2 if symbol.endswith("-open") else 0}}
 
 
 def layout(*, legend: bool) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 
 import base64
 import html
+import io
 import re
 import shutil
 import subprocess
 import tempfile
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
+
+from PIL import Image
 
 from vt_sglang.report.drawing import plain
 from vt_sglang.report.load import ReportError
@@ -69,7 +73,7 @@ def picture(figure: Figure, suffix: str, theme: ThemeName, browser: str) -> byte
     drawing = draw(figure.plot)
     made = as_json(drawing)
     lines = textwrap.wrap(figure.title, TITLE_COLUMNS)
-    top = 30 + 22 * len(lines) + (20 if figure.source else 0)
+    top = 30 + 22 * len(lines) + (20 if figure.source else 0) + _legend_px(made["data"])
     height = drawing.height + top
     title: dict[str, Any] = {
         "text": "<br>".join(f"<b>{plain(line)}</b>" for line in lines),
@@ -101,6 +105,14 @@ def picture(figure: Figure, suffix: str, theme: ThemeName, browser: str) -> byte
     return _content(_drawn(text, browser))
 
 
+def _legend_px(traces: Sequence[Mapping[str, Any]]) -> int:
+    """About the height of a legend, whose columns are as wide as the longest name."""
+    if len(traces) < 2:
+        return 0
+    a_row = max(1, WIDTH_PX // (60 + 8 * max(len(trace["name"]) for trace in traces)))
+    return 22 * -(-len(traces) // a_row)
+
+
 def _drawn(text: str, browser: str) -> str:
     """What a page leaves in its body."""
     with tempfile.TemporaryDirectory(prefix="vt-sglang-") as folder:
@@ -121,4 +133,10 @@ def _content(url: str) -> bytes:
     head, _, data = url.partition(",")
     if not head.startswith("data:image/"):
         raise PictureError(f"no picture was drawn: {url[:200]}")
-    return base64.b64decode(data) if head.endswith(";base64") else unquote_to_bytes(data)
+    if not head.endswith(";base64"):
+        return unquote_to_bytes(data)
+    # Few colours are in a plot: a palette takes a third of the bytes.
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()

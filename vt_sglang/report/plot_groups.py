@@ -2,13 +2,14 @@
 """Plots by categories: one below the other, so that long names stand beside their bars on a narrow screen too."""
 
 import math
+import re
 import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
 
-from vt_sglang.report.drawing import Drawing, axis, layout, plain
-from vt_sglang.report.looks import PATTERNS, SYMBOLS
+from vt_sglang.report.drawing import Drawing, axis, layout, plain, point
+from vt_sglang.report.looks import PATTERNS
 from vt_sglang.report.model import Group, Groups
 
 ROW_PX, GAP_PX, FRAME_PX = 22, 16, 96
@@ -65,7 +66,14 @@ def draw_groups(plot: Groups) -> Drawing:
 
 
 def _wrapped(name: str) -> str:
-    return "<br>".join(plain(line) for line in textwrap.wrap(name, LABEL_COLUMNS)) or " "
+    """A name in lines, broken at its commas rather than within its parts."""
+    lines: list[str] = []
+    for part in re.split(r"(?<=,) ", name):
+        if lines and len(lines[-1]) + 1 + len(part) <= LABEL_COLUMNS:
+            lines[-1] += f" {part}"
+        else:
+            lines += textwrap.wrap(part, LABEL_COLUMNS)
+    return "<br>".join(map(plain, lines)) or " "
 
 
 def _values(plot: Groups) -> list[float]:
@@ -91,9 +99,7 @@ def _marks(plot: Groups, group: Group, at: list[float], width: float) -> go.Bar 
         "error_x": _uncertain(group),
     }
     if plot.value.log:
-        return go.Scatter(
-            mode="markers", marker={"symbol": SYMBOLS[group.look.form], "size": 11, "line": {"width": 2}}, **common
-        )
+        return go.Scatter(mode="markers", marker=point(group.look, 11), **common)
     text = [None if value is None else format(value, group.form) for value in group.values] if plot.stacked else None
     return go.Bar(
         orientation="h",
@@ -101,6 +107,7 @@ def _marks(plot: Groups, group: Group, at: list[float], width: float) -> go.Bar 
         text=text,
         textposition="inside" if text else "none",
         insidetextanchor="middle",
+        textangle=0,
         marker={
             "pattern": {"shape": PATTERNS[group.look.form], "fillmode": "overlay", "solidity": 0.15, "size": 9},
             "line": {"width": 1},

@@ -6,8 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from vt_sglang.report.drawing import Drawing, axis, layout, plain
-from vt_sglang.report.looks import DASHES, REFERENCE, SYMBOLS
+from vt_sglang.report.drawing import Drawing, axis, layout, plain, point
+from vt_sglang.report.looks import DASHES, REFERENCE
 from vt_sglang.report.model import Line, Lines
 
 HEIGHT_PX = 400
@@ -58,7 +58,7 @@ def _trace(plot: Lines, line: Line) -> go.Scatter:
         y=list(line.y),
         mode=MODES[line.mark],
         line={"dash": DASHES[line.look.form], "width": 2},
-        marker={"symbol": SYMBOLS[line.look.form], "size": 9, "line": {"width": 2}},
+        marker=point(line.look, 9),
         error_y=_uncertain(line),
         hovertemplate="%{fullData.name}<br>"
         f"{plain(plot.x.title)}: %{{x:,.4~f}}<br>{plain(plot.y.title)}: %{{y:,.2f}}<extra></extra>",

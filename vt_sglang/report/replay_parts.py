@@ -16,14 +16,16 @@ TEXT = 120
 
 def speed(runs: Sequence[Run]) -> Iterator[Figure]:
     """Time of the cache part, beside RadixCache's."""
-    found = [(category, it) for category, it in capacities(runs) if it.get("times_faster")]
+    found = [
+        (name, it, radix) for name, it in capacities(runs) if it.get("times_faster") and (radix := it.get("radix"))
+    ]
     if not found:
         return
-    categories = tuple(category for category, _ in found)
-    group = Group("vtensor", look(VTENSOR), tuple(it["times_faster"].number() for _, it in found), form=",.1f")
+    categories = tuple(category for category, _, _ in found)
+    group = Group("vtensor", look(VTENSOR), tuple(it["times_faster"].number() for _, it, _ in found), form=",.1f")
     rows: list[tuple[Cell, ...]] = [
-        (category, it["vtensor"].maybe("seconds"), it["radix"].maybe("seconds"), it["times_faster"].number())
-        for category, it in found
+        (category, it["vtensor"].maybe("seconds"), radix.maybe("seconds"), it["times_faster"].number())
+        for category, it, radix in found
     ]
     header = columns("capacity", ("vtensor, s", ",.3f"), ("RadixCache, s", ",.3f"), ("times faster", ",.1f"))
     yield Figure(

@@ -25,12 +25,13 @@ def run(
 
     Raises:
         ReportError: files of which no report can be made, or options that do not fit them.
-        MissingError: Plotly or Chromium is missing, or Chromium failed.
+        MissingError: Plotly, Pillow or Chromium is missing, or Chromium failed.
     """
     found = sections(load(paths))
     files: dict[Path, bytes] = {}
-    if (output or picture) and find_spec("plotly") is None:
-        raise MissingError('plots need Plotly: pip install "vt-sglang[report]", or pip install "plotly>=6"')
+    needed = [*(["plotly"] if output or picture else []), *(["PIL"] if picture else [])]
+    if any(find_spec(name) is None for name in needed):
+        raise MissingError('plots need Plotly, and pictures Pillow: pip install "vt-sglang[report]"')
     for path in (output, picture):
         if path and not path.parent.is_dir():
             raise ReportError(f"{path}: there is no folder {path.parent}")

@@ -12,6 +12,8 @@ from vt_sglang.report.model import Figure, Section
 
 ROWS = 24
 """Rows up to which a table is printed whole."""
+WORDS = 16
+"""Columns that words get before they are broken."""
 THINNED = 12
 """Rows of a longer one."""
 
@@ -53,7 +55,8 @@ def _rich(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
     """Words may be broken between lines, numbers may not."""
     shown = rich.table.Table()
     for index, (head, number) in enumerate(zip(heads, numbers, strict=True)):
-        least = max((len(row[index]) for row in rows), default=0) if number else None
+        cells = [row[index] for row in rows]
+        least = max((len(it) if number else min(len(it), WORDS) for it in cells), default=0)
         shown.add_column(escape(head), justify="right" if number else "left", min_width=least, overflow="fold")
     for row in rows:
         shown.add_row(*map(escape, row))
