@@ -18,7 +18,7 @@ from PIL import Image
 
 from vt_sglang.report.drawing import plain
 from vt_sglang.report.load import ReportError
-from vt_sglang.report.model import Figure
+from vt_sglang.report.model import Figure, Groups
 from vt_sglang.report.page import document, file
 from vt_sglang.report.plots import as_json, draw
 from vt_sglang.report.themes import THEMES, ThemeName, coloured
@@ -27,6 +27,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 FORMATS = (".png", ".svg")
 WIDTH_PX, SCALE = 800, 1.5
 """Of a picture as it is laid out, and what a PNG has more: 1200 pixels."""
+LINES_MARGIN = {"l": 72, "r": 14, "b": 64}
+"""Beside curves, whose axes both have titles."""
 TITLE_COLUMNS = 78
 TIMEOUT_S = 60
 
@@ -91,7 +93,9 @@ def picture(figure: Figure, suffix: str, theme: ThemeName, browser: str) -> byte
         "title": title,
         "width": WIDTH_PX,
         "height": height,
-        "margin": {"l": 14, "r": 14, "t": top, "b": 14},
+        "margin": {"l": 14, "r": 14, "t": top, "b": 14}
+        if isinstance(figure.plot, Groups)
+        else LINES_MARGIN | {"t": top},
         "template": coloured(THEMES[theme], drawing.colours),
     }
     options = {"format": suffix[1:], "width": WIDTH_PX, "height": height, "scale": SCALE if suffix == ".png" else 1}

@@ -128,8 +128,8 @@ def _uncertain(group: Group) -> dict[str, Any] | None:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [0.0 if v is None or high is None else high - v for v, _, high in spreads],
-        "arrayminus": [0.0 if v is None or low is None else v - low for v, low, _ in spreads],
+        "array": [None if v is None or high is None else high - v for v, _, high in spreads],
+        "arrayminus": [None if v is None or low is None else v - low for v, low, _ in spreads],
         "thickness": 1.5,
         "width": 4,
     }

@@ -72,8 +72,8 @@ def _uncertain(line: Line) -> dict[str, Any] | None:
     return {
         "type": "data",
         "symmetric": False,
-        "array": [0.0 if y is None or high is None else high - y for y, _, high in spreads],
-        "arrayminus": [0.0 if y is None or low is None else y - low for y, low, _ in spreads],
+        "array": [None if y is None or high is None else high - y for y, _, high in spreads],
+        "arrayminus": [None if y is None or low is None else y - low for y, low, _ in spreads],
         "thickness": 1.5,
         "width": 4,
     }

@@ -62,7 +62,11 @@ def template(theme: Theme) -> dict[str, Any]:
             "yaxis": axis,
             "legend": {"font": {"color": theme.text}},
             "hoverlabel": {"bgcolor": theme.ground, "bordercolor": theme.quiet, "font": {"color": theme.text}},
-            "annotationdefaults": {"font": {"color": theme.text, "size": 12}, "arrowcolor": theme.quiet},
+            "annotationdefaults": {
+                "font": {"color": theme.text, "size": 12},
+                "bgcolor": theme.ground,
+                "arrowcolor": theme.quiet,
+            },
             "shapedefaults": {"line": {"color": theme.quiet}},
         },
         "data": {
