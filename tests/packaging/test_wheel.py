@@ -52,3 +52,10 @@ def test_no_requirement_brings_cuda(names: dict[str, str]) -> None:
 def test_everything_of_the_core_is_there(names: dict[str, str]) -> None:
     assert any(name.startswith("vt_sglang/_core") and name.endswith(".so") for name in names)
     assert "vt_sglang/_core.pyi" in names
+
+
+def test_the_page_of_reports_is_there(names: dict[str, str]) -> None:
+    report = ROOT / "vt_sglang/report"
+    files = {f"vt_sglang/report/{path.name}" for path in report.iterdir() if path.suffix in (".py", ".css", ".js")}
+    assert {"vt_sglang/report/page.css", "vt_sglang/report/page.js"} < files
+    assert files <= names.keys()
