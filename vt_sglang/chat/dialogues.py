@@ -59,7 +59,7 @@ def read(path: Path, limit: int | None = None) -> list[Dialogue]:
     try:
         for number, line in islice(((n, it) for n, it in enumerate(_lines(path), start=1) if it.strip()), limit):
             try:
-                dialogues.append(_parse(line))
+                dialogues.append(parse_line(line))
             except (ValueError, RecursionError) as error:
                 raise DialogueError(f"{path}, line {number}: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -76,7 +76,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from gzip.GzipFile(fileobj=file) if packed else file
 
 
-def _parse(line: bytes) -> Dialogue:
+def parse_line(line: bytes) -> Dialogue:
     """ValueError, saying why, if the line is no dialogue."""
     record = json.loads(line)
     if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
