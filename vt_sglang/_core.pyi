@@ -234,8 +234,8 @@ class KVCache:
         """
 
     def set_blocks(self, node: int, ids: bytes) -> None:
-        """Name the blocks that end in a new leaf, 32 bytes each. ValueError if there are not as many, or they have names
-        already."""
+        """Name the blocks that end in a new leaf, 32 bytes each. ValueError if there are not as many, or if they have
+        names already."""
 
     def take_removed_blocks(self) -> bytes:
         """Ids of the blocks that were evicted or cleared since the last call, later ones of a path before earlier."""

@@ -186,6 +186,7 @@ def test_a_returning_conversation_makes_no_driver_call(make_cache: MakeCache, ge
     assert changes == {
         "binds": 1,
         "tokens_matched": len(history),
+        "tokens_adopted": len(history),
         "pages_aliased": pages,
         "pages_adopted": pages,
         "tails_extended": 1,
