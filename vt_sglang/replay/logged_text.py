@@ -25,7 +25,8 @@ _HEAD = re.compile(
 )
 _KEY = re.compile(rf", (?P<name>extra_key|lora_path)=(?P<value>{_STRING})")
 _OUT = re.compile(
-    rf", out={{(?:'text': (?P<text>{_STRING}{_CUT}?|None), )?(?:'output_ids': (?P<output_ids>{_IDS}{_CUT}?), )?'meta_info': {{"
+    rf", out={{(?:'text': (?P<text>{_STRING}{_CUT}?|None), )?"
+    rf"(?:'output_ids': (?P<output_ids>{_IDS}{_CUT}?), )?'meta_info': {{"
 )
 _COMPLETION_TOKENS = re.compile(r"'completion_tokens': (\d+)")
 _EVENTS = {"Receive": "request.received", "Finish": "request.finished"}
@@ -54,10 +55,7 @@ def parse_text(line: str) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
 
 
 def _last(pattern: re.Pattern[str], line: str, start: int) -> re.Match[str] | None:
-    found = None
-    for found in pattern.finditer(line, start):
-        pass
-    return found
+    return max(pattern.finditer(line, start), key=re.Match.start, default=None)
 
 
 def _value(name: str, text: str | None) -> Any:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SGLang's own logs of requests: `--log-requests --log-requests-level 3`, as text or JSON, and `--export-metrics-to-file`.
+"""SGLang's own logs of requests: `--log-requests --log-requests-level 3`, text or JSON, and `--export-metrics-to-file`.
 
 A request is logged when it is received and when it is finished: its place is that of the first line, its output stands
 in the second. What else a server prints is passed over. Exported metrics have a line a request, without its output.
@@ -30,9 +30,8 @@ class ServerLogReader:
         prefix = PREFIX.match(line)
         said = line[prefix.end() :] if prefix else line
         if said.startswith(TEXT_LINES):
-            event, obj, out = parse_text(said.decode())
             time_s = _seconds(prefix[1].decode()) if prefix else None
-            yield from self._event(event, obj, out, time_s)
+            yield from self._event(*parse_text(said.decode()), time_s)
         elif said.lstrip().startswith(b"{"):
             record = load_object(said)
             if "request_parameters" in record:
@@ -73,7 +72,9 @@ class ServerLogReader:
         parameters = record["request_parameters"]
         if not isinstance(parameters, str):
             raise ValueError("request_parameters is not a text")
-        request = self._request(load_object(parameters), time_of("request_received_ts", record.get("request_received_ts")))
+        request = self._request(
+            load_object(parameters), time_of("request_received_ts", record.get("request_received_ts"))
+        )
         request.tokens += self._unknown.take(_completion_tokens(record))
         yield request
 

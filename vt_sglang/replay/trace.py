@@ -127,7 +127,9 @@ def _format_of(line: bytes) -> Format:
     for key, form in (("hash_ids", Format.MOONCAKE), ("messages", Format.CHAT), ("input_ids", Format.TOKENS)):
         if key in keys:
             return form
-    raise ValueError("an object with none of hash_ids (Mooncake), messages (chat), input_ids (tokens) and event (SGLang)")
+    raise ValueError(
+        "an object with none of hash_ids (Mooncake), messages (chat), input_ids (tokens) and event (SGLang)"
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

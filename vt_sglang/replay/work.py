@@ -31,7 +31,9 @@ def prepare(requests: Sequence[Request], grain: int) -> list[Work]:
     blocks: dict[bytes, int] = {}
     works = []
     for request in requests:
-        recorded = max(len(request.tokens) - 1, request.prompt) if request.prompt < len(request.tokens) else request.prompt
+        recorded = (
+            max(len(request.tokens) - 1, request.prompt) if request.prompt < len(request.tokens) else request.prompt
+        )
         units = request.tokens if recorded == len(request.tokens) else request.tokens[:recorded]
         prompt, limit = request.prompt, request.prompt - 1
         if grain > 1:
