@@ -18,6 +18,7 @@ from vt_sglang.replay.texts import Texts
 PREFIX = re.compile(rb"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)[^\]]*\] ")
 TEXT_LINES = (b"Receive: obj=", b"Finish: obj=")
 HEALTH_CHECK = "HEALTH_CHECK"
+_HALF = 1024  # characters that level 2 keeps at either end of a long text
 
 
 class ServerLogReader:
@@ -103,6 +104,8 @@ class ServerLogReader:
 
     def _encode(self, name: str, text: str) -> "array[int]":
         assert self.texts is not None
+        if len(text) == 2 * _HALF + 3 and text[_HALF:-_HALF] == "...":
+            raise ValueError(f"{name} is cut short: log with --log-requests-level 3")
         try:
             text.encode()
         except UnicodeEncodeError as error:
