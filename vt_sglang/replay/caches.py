@@ -90,12 +90,12 @@ def play(core: KVCache, works: Sequence[Work], shape: Shape, on_progress: Progre
         slots[0] = slot
         while True:
             recorded, duplicate, _ = record(slot, units, end)
+            if end == total:
+                break
             if not duplicate:
                 lock(recorded)
                 unlock(node)
                 node = recorded
-            if end == total:
-                break
             end = min(end + chunk, prompt) if end < prompt else total
             counts[0] = end
             grow(slots, counts)

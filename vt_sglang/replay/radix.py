@@ -65,8 +65,8 @@ class _Rows:
 def play(capacity: int, works: Sequence[Work], chunk: int, on_progress: Progress = lambda _: None) -> Outcome:
     """The same requests as `caches.play`, on a pool of `capacity` units at page size 1.
 
-    Not measured, to SGLang's advantage: writing a request's row (the virtual tensor's mapping is part of a bind), and
-    that an output takes its room token by token.
+    Writing a request's row is a part of it, as mapping a virtual tensor is of a bind. Not measured is, to SGLang's
+    advantage, that an output takes its room token by token.
     """
     import torch
     from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
@@ -98,17 +98,16 @@ def play(capacity: int, works: Sequence[Work], chunk: int, on_progress: Progress
         found = cache.match_prefix(MatchPrefixParams(key=key))
         request.last_node = found.last_device_node
         cache.inc_lock_ref(request.last_node)
-        seconds += perf_counter() - began
         matched = len(found.device_indices)
         row[:matched] = found.device_indices
+        seconds += perf_counter() - began
         request.cache_protected_len = matched
         start, end = matched, min(matched + chunk, work.prompt)
         while True:
             began = perf_counter()
             evict_from_tree_cache(cache, end - start)
-            taken = allocator.alloc(end - start)
+            row[start:end] = allocator.alloc(end - start)
             seconds += perf_counter() - began
-            row[start:end] = taken
             if start >= work.prompt:
                 break
             request.extend_range.end = end
