@@ -8,7 +8,7 @@ from typing import Any
 
 from vt_sglang.chat.entries import DialogueError, entries
 
-__all__ = ["Dialogue", "DialogueError", "Exchange", "Fork", "read"]
+__all__ = ["Dialogue", "DialogueError", "Exchange", "Fork", "parse", "read"]
 
 # Of each format: the list's name, those of a message's role and text, and its roles by their names in chat templates.
 FORMATS: tuple[tuple[str, tuple[str, str], Mapping[str, str]], ...] = (
@@ -62,7 +62,7 @@ def read(path: Path, limit: int | None = None, on_bad: Callable[[DialogueError],
     dialogues: list[Dialogue] = []
     for entry in entries(path):
         try:
-            dialogues.append(_parse(entry.value))
+            dialogues.append(parse(entry.value))
         except ValueError as error:
             bad = DialogueError(f"{entry.place}: {error}")
             if on_bad is None:
@@ -75,7 +75,7 @@ def read(path: Path, limit: int | None = None, on_bad: Callable[[DialogueError],
     return dialogues
 
 
-def _parse(record: Any) -> Dialogue:
+def parse(record: Any) -> Dialogue:
     """ValueError, saying why, if the value is no dialogue."""
     if not isinstance(record, dict):
         record = {}

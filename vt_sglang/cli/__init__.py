@@ -5,6 +5,7 @@ import typer
 
 from vt_sglang.cli.chat import chat
 from vt_sglang.cli.doctor import doctor
+from vt_sglang.cli.replay import replay
 from vt_sglang.cli.report import report
 
 app = typer.Typer(
@@ -15,4 +16,5 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(doctor)
+app.command()(replay)
 app.command()(report)
