@@ -2,23 +2,17 @@
 """Results for programs: one JSON file that says what was run, where, and what came of it."""
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vt_sglang import machine
+from vt_sglang import result_file
 from vt_sglang.chat.compare import Comparison
 from vt_sglang.chat.files import write_whole
 from vt_sglang.chat.measure import summarize
 from vt_sglang.chat.play import Request
 from vt_sglang.chat.result import Result
-
-SCHEMA = 1
-"""Goes up when a field changes its meaning or goes away."""
 
 
 def write(
@@ -26,11 +20,7 @@ def write(
 ) -> None:
     """Write the report in one step. Times are in milliseconds or seconds, as their names say."""
     report = {
-        "schema": SCHEMA,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command_line": shlex.join(sys.argv),
-        "versions": machine.versions(),
-        "machine": {"cpu": machine.cpu_model(), "cores": machine.cores(), "gpus": machine.gpus().names},
+        **result_file.header("chat"),
         "workload": workload,
         "servers": [_server(result) for result in results],
         "comparison": None if comparison is None else asdict(comparison),
