@@ -22,6 +22,7 @@ from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
 from vt_sglang.adapter.allocator import VTensorAllocator
 from vt_sglang.adapter.rows import VTensorRows
+from vt_sglang.adapter.tally import Tally
 from vt_sglang.config import VTensorConfig
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class VTensorCache(BasePrefixCache):
         self.short_of_memory = False  # as was told last
         self.last_forward = 0
         self.forward_stream: Any = None
+        self.tally = Tally()
+        self.metrics: Any = None  # a metrics.Metrics, once the scheduler has labels for it
         # SGLang asks a match only for its length; slices of one tensor give it without copies.
         self._lengths = torch.zeros(1, dtype=torch.int64, device=self.device).expand(self.core.slot_tokens)
         self._no_match = MatchResult(self._lengths[:0], _ROOT, _ROOT, _ROOT)
@@ -104,6 +107,8 @@ class VTensorCache(BasePrefixCache):
     def reset(self) -> None:
         """Forget everything. Only when no request is left."""
         self.core.clear()
+        if self.metrics is not None:
+            self.metrics.changed()
 
     # ---- locks and eviction
 
@@ -121,7 +126,9 @@ class VTensorCache(BasePrefixCache):
         """Evict until `num_tokens` more tokens are available, as far as that goes."""
         start = time.perf_counter()
         evicted = self.core.evict_tokens(params.num_tokens)
-        self.update_eviction_metrics(evicted, start)
+        if self.metrics_collector is not None and evicted > 0:
+            # How much, metrics.py says: for these tokens and for all that are evicted where pages are taken.
+            self.metrics_collector.observe_eviction_duration(time.perf_counter() - start)
         return EvictResult(num_tokens_evicted=evicted)
 
     # ---- the ledger, in tokens
