@@ -5,6 +5,7 @@ import typer
 
 from vt_sglang.cli.chat import chat
 from vt_sglang.cli.doctor import doctor
+from vt_sglang.cli.watch import watch
 
 app = typer.Typer(
     help="Virtual tensors as the KV cache of SGLang.",
@@ -14,3 +15,4 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(doctor)
+app.command()(watch)

@@ -12,7 +12,7 @@ SOURCES = ("adopted", "aliased", "copied")
 STATES = ("pinned", "evictable", "free", "not_created", "withheld")
 
 _KINDS = ("source", "state", "phase", "mode")
-"""Labels that tell quantities apart. Over all others, such as replicas' or whether an answer was streamed, is summed."""
+"""Labels that tell quantities apart. Over all others, such as the replica or whether answers stream, is summed."""
 
 _VTENSOR = "sglang:vtensor_"
 
@@ -71,7 +71,14 @@ def from_metrics(text: str) -> dict[str, float]:
     take("output_tokens", "sglang:realtime_tokens_total{mode=decode}")
     for name in ("budget_pages", "page_bytes", "token_bytes", "physical_bytes", "tree_tokens"):
         take(name, _VTENSOR + name)
-    for name in ("prompt_tokens", "requests_bound", "driver_calls", "driver_seconds", "evicted_tokens", "evicted_nodes"):
+    for name in (
+        "prompt_tokens",
+        "requests_bound",
+        "driver_calls",
+        "driver_seconds",
+        "evicted_tokens",
+        "evicted_nodes",
+    ):
         take(name, f"{_VTENSOR}{name}_total")
     for source in SOURCES:
         take(f"cached_{source}", f"{_VTENSOR}cached_tokens_total{{source={source}}}")
