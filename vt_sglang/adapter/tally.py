@@ -35,12 +35,12 @@ class Tally:
 
     def forward(self, batch: Any) -> None:
         """A batch is about to run. Its `seq_lens_cpu` count the tokens that the forward itself adds."""
-        lengths = batch.seq_lens_cpu.numpy()
-        tokens = int(lengths.sum())
+        lengths = batch.seq_lens_cpu.tolist()  # for batches of some hundreds, sooner than to have torch or numpy sum
+        tokens = sum(lengths)
         if not batch.forward_mode.is_extend():
             self.decode_read_tokens += tokens
             return
         decoding = batch.mix_running_indices  # of a mixed batch; its requests stand last
-        decoded = 0 if decoding is None else int(lengths[len(lengths) - len(decoding) :].sum())
+        decoded = 0 if decoding is None else sum(lengths[len(lengths) - len(decoding) :])
         self.decode_read_tokens += decoded
         self.prefill_read_tokens += tokens - decoded
