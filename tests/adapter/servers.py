@@ -63,7 +63,7 @@ def running(model: Path, folder: Path) -> Iterator[str]:
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        for _ in range(480):
             assert process.poll() is None, log.read_text()[-8000:]
             try:
                 urllib.request.urlopen(f"{url}/v1/models", timeout=1).read()

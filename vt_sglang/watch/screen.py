@@ -29,7 +29,7 @@ def screen(view: View, title: str, status: str | None, width: int, rows: int) ->
         parts.append(Text(status, style="bold red"))
     parts.append(_side_by_side(_requests(view), _cache(view)))
     if view.pages is not None:
-        parts.append(_side_by_side(_memory(view, max(width // 2 - 6, 10)), _work(view)))
+        parts.append(_side_by_side(_memory(view, max(width // 2 - 4, 10)), _work(view)))
     elif view.token_usage is not None:
         parts.append(_panel("memory", _rows([("KV cache in use", _percent(view.token_usage))])))
     if view.busiest is not None:
