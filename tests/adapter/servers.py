@@ -66,7 +66,7 @@ def running(model: Path, folder: Path) -> Iterator[str]:
         for _ in range(480):
             assert process.poll() is None, log.read_text()[-8000:]
             try:
-                urllib.request.urlopen(f"{url}/v1/models", timeout=1).read()
+                urllib.request.urlopen(f"{url}/health", timeout=20).read()  # answers well after its warm-up only
                 break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.5)
