@@ -251,12 +251,29 @@ class Run:
 
             cache.core.check()
             result["vtensor"] = describe(cache)
+            if cache.metrics is not None:
+                result["metrics"] = scrape()
         return result
+
+
+def scrape() -> dict[str, float]:
+    """What /metrics would say, as SGLang's HTTP process gathers it."""
+    from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+
+    from vt_sglang.watch.sample import table
+
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return table(generate_latest(registry).decode())
 
 
 def main() -> None:
     settings = json.loads(Path(sys.argv[1]).read_text())
     os.environ.update(settings.get("environment", {}))
+    if settings["server_args"].get("enable_metrics"):
+        from sglang.srt.utils.common import set_prometheus_multiproc_dir
+
+        set_prometheus_multiproc_dir()  # as its launcher does, before anything imports prometheus_client
     result = Run(settings).go()
     Path(sys.argv[2]).write_text(json.dumps(result))
 

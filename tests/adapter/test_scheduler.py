@@ -64,7 +64,7 @@ CASES = [
     *(
         Case(
             f"tiny pool, {name}",
-            {"max_total_tokens": 760} | args,
+            {"max_total_tokens": 760, "enable_metrics": True} | args,
             workload="growing",
             environment=RECKLESS,
             evicts=True,
@@ -82,6 +82,7 @@ CASES = [
             "max_total_tokens": 2000,
             "max_running_requests": 3,
             "enable_priority_scheduling": True,
+            "enable_metrics": True,
             "schedule_policy": "fcfs",
         },
         workload="important",
@@ -160,8 +161,44 @@ def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str,
     assert (counters["nodes_evicted"] > 0) == case.evicts
     assert result["capacity"] <= case.server_args["max_total_tokens"]
     assert (counters["creations_failed"] > 0) == bool(case.memory)
+    # A request tells of what it found when it was let in first; the core counts every time.
+    tally = result["vtensor"]["tally"]
+    assert sum(result["cached"].values()) == counters["tokens_matched"] - tally["rebound_cached_tokens"]
+    assert tally["rebound_requests"] <= result["retractions"]
+    assert (tally["rebound_requests"] > 0) == (result["retractions"] > 0)
+    if case.server_args.get("enable_metrics"):
+        check_metrics(result["metrics"], result["vtensor"])
     if case.memory:
         assert (usage["withheld_pages"] == 0) == (list(case.memory.values())[-1] is None)
+
+
+def check_metrics(metrics: dict[str, float], state: dict[str, Any]) -> None:
+    """A scrape tells what the core and the tally count, and SGLang's own counter of evictions agrees."""
+    counters, usage, tally = state["counters"], state["usage"], state["tally"]
+    name = "sglang:vtensor_{}".format
+    for source in ("adopted", "aliased", "copied"):
+        assert metrics[name(f"cached_tokens_total{{source={source}}}")] == counters[f"tokens_{source}"]
+        reused = metrics[name(f"kv_reused_bytes_total{{source={source}}}")]
+        assert reused == counters[f"tokens_{source}"] * state["token_bytes"]
+    for phase in ("prefill", "decode"):
+        read = metrics[name(f"kv_read_bytes_total{{phase={phase}}}")]
+        assert read == tally[f"{phase}_read_tokens"] * state["token_bytes"] > 0
+    for metric, count in {
+        "requests_bound": counters["binds"],
+        "prompt_tokens": tally["prompt_tokens"],
+        "rebound_cached_tokens": tally["rebound_cached_tokens"],
+        "evicted_nodes": counters["nodes_evicted"],
+        "evicted_tokens": counters["tokens_evicted"],
+        "pages_mapped": counters["pages_mapped"],
+        "tails_copied": counters["tails_copied"],
+        "driver_calls": counters["driver_calls"],
+    }.items():
+        assert metrics[name(f"{metric}_total")] == count, metric
+    assert metrics[name("driver_seconds_total")] == pytest.approx(counters["driver_ns"] / 1e9)
+    assert metrics["sglang:evicted_tokens_total"] == counters["tokens_evicted"] > 0
+    pages = {state: metrics[name(f"pages{{state={state}}}")] for state in state["pages"]}
+    assert pages == state["pages"]
+    assert sum(pages.values()) == usage["budget_pages"]
 
 
 def test_as_much_is_cached_as_by_stock(model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path) -> None:

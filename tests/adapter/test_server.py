@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real server on virtual tensors, driven by the openai client as any application would."""
 
+import argparse
+import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,92 +18,24 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from servers import Gains, generate, generate_stream, running, server_info, settled, vtensor_state
 
 from vt_sglang.events.hashing import block_digests, event_hash
 from vt_sglang.events.subscriber import Subscriber
 from vt_sglang.events.view import View
 
-_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
-
-
-def _add_tokenizer(folder: Path) -> None:
-    """A tokenizer of single bytes, as small as one can be."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 1, "</s>": 2, "<unk>": 0} | {symbol: 3 + i for i, symbol in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": "<s>",
-                "eos_token": "</s>",
-                "unk_token": "<unk>",
-                "chat_template": _TEMPLATE,
-            }
-        )
-    )
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
 
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server that was launched with the one flag."""
-    _add_tokenizer(model)
-    with socket.socket() as free, socket.socket() as events, socket.socket() as replay:
-        ports = []
-        for one in (free, events, replay):
-            one.bind(("127.0.0.1", 0))
-            ports.append(one.getsockname()[1])
-    port = ports[0]
-    published = {"publisher": "zmq", "endpoint": f"tcp://127.0.0.1:{ports[1]}"}
-    published["replay_endpoint"] = f"tcp://127.0.0.1:{ports[2]}"
-    log = tmp_path_factory.mktemp("server") / "server.log"
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
-    command += ["--radix-cache-backend", "vtensor", "--vtensor-page-bytes", "8KiB", "--vtensor-check"]
-    command += ["--device", "cpu", "--dtype", "float32", "--sampling-backend", "pytorch", "--grammar-backend", "none"]
-    command += ["--context-length", "1024", "--max-total-tokens", "8192", "--max-running-requests", "8"]
-    command += ["--chunked-prefill-size", "128", "--enable-cache-report", "--port", str(port)]
-    command += ["--kv-events-config", json.dumps(published), "--vtensor-event-block-tokens", "16"]
-    environment = os.environ | {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
-    with open(log, "w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=log.parent, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert process.poll() is None, log.read_text()[-8000:]
-            try:
-                urllib.request.urlopen(f"{url}/v1/models", timeout=1).read()
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.5)
-        else:
-            pytest.fail(f"the server did not come up:\n{log.read_text()[-8000:]}")
+    with running(model, tmp_path_factory.mktemp("server")) as url:
         yield url
-        assert process.poll() is None, f"the server died:\n{log.read_text()[-8000:]}"
-    finally:
-        os.killpg(process.pid, 9)
-        process.wait()
 
 
 @pytest.fixture(scope="module")
 def client(server: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0, timeout=120)
-
-
-def _info(server: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{server}/server_info", timeout=30) as answer:
-        info: dict[str, Any] = json.load(answer)
-    return info
-
-
-def _state(server: str) -> dict[str, Any]:
-    state: dict[str, Any] = _info(server)["internal_states"][0]["vtensor"]
-    return state
 
 
 def _chat(client: openai.OpenAI, messages: list[dict[str, str]], **options: Any) -> Any:
@@ -117,7 +50,7 @@ def _chat(client: openai.OpenAI, messages: list[dict[str, str]], **options: Any)
 
 def test_a_conversation_is_cached_turn_by_turn(client: openai.OpenAI, server: str) -> None:
     """Each turn finds the whole of the turn before, and answers as without a cache."""
-    before = _state(server)["counters"]
+    before = vtensor_state(server)["counters"]
     messages = [{"role": "system", "content": "Answer in rhymes. " * 8}, {"role": "user", "content": "Begin."}]
     prompt_before = 0
     for turn in range(4):
@@ -133,7 +66,7 @@ def test_a_conversation_is_cached_turn_by_turn(client: openai.OpenAI, server: st
             {"role": "assistant", "content": answer.choices[0].message.content},
             {"role": "user", "content": f"And verse {turn}?"},
         ]
-    after = _state(server)
+    after = vtensor_state(server)
     assert after["counters"]["pages_aliased"] > before["pages_aliased"]
     assert after["leaks"] == 0
 
@@ -147,35 +80,87 @@ def test_streaming_gives_the_same_text(client: openai.OpenAI) -> None:
 
 def test_parallel_sampling_shares_its_prompt(client: openai.OpenAI, server: str) -> None:
     """n > 1: one prompt, several samples of it at once; greedy ones are equal."""
-    before = _state(server)["counters"]["tokens_matched"]
+    before = vtensor_state(server)["counters"]["tokens_matched"]
     answer = _chat(client, [{"role": "user", "content": "Three of the same, " * 10}], n=3)
     texts = {choice.message.content for choice in answer.choices}
     assert len(answer.choices) == 3
     assert len(texts) == 1
-    assert _state(server)["counters"]["tokens_matched"] - before >= 3 * (answer.usage.prompt_tokens - 1)
-
-
-def _generate(server: str, **request: Any) -> dict[str, Any]:
-    body = json.dumps({"sampling_params": {"temperature": 0, "max_new_tokens": 8, "ignore_eos": True}} | request)
-    headers = {"Content-Type": "application/json"}
-    with urllib.request.urlopen(
-        urllib.request.Request(f"{server}/generate", body.encode(), headers), timeout=120
-    ) as answer:
-        result: dict[str, Any] = json.load(answer)
-    return result
+    assert vtensor_state(server)["counters"]["tokens_matched"] - before >= 3 * (answer.usage.prompt_tokens - 1)
 
 
 def test_logprobs_do_not_depend_on_the_cache(server: str) -> None:
     """Those of the prompt need its tokens to be computed again, from where they are asked for."""
     ids = [3 + (i * i) % 250 for i in range(150)]
     request = {"input_ids": ids, "return_logprob": True, "logprob_start_len": 100}
-    first, second = (_generate(server, **request)["meta_info"] for _ in range(2))
+    first, second = (generate(server, **request)["meta_info"] for _ in range(2))
     assert first["cached_tokens"] == 0
     assert second["cached_tokens"] == 100
     for name in ("input_token_logprobs", "output_token_logprobs"):
         both = zip(first[name], second[name], strict=True)
         assert all(a[1] == b[1] and a[0] == pytest.approx(b[0], abs=1e-4) for a, b in both if a[0] is not None)
     assert len(first["input_token_logprobs"]) == 50
+
+
+def test_all_tell_of_the_same_cached_tokens(client: openai.OpenAI, server: str) -> None:
+    """meta_info and usage, streamed and not, over several chunks; /metrics, SGLang's and ours; /server_info."""
+    gains = Gains(server)
+    ids = [300, *(3 + (i * i * 7) % 250 for i in range(399))]  # its own beginning; prefilled in chunks of 128
+    told = []
+    for expected, tokens in ((0, 400), (399, 400), (299, 300)):
+        meta = generate(server, input_ids=ids[:tokens])["meta_info"]
+        assert meta["cached_tokens"] == expected
+        assert expected == 0 or meta["cached_tokens_details"] == {"device": expected, "host": 0}
+        told.append((meta["prompt_tokens"], expected))
+    streamed = generate_stream(server, input_ids=ids)
+    assert streamed[-1]["meta_info"]["completion_tokens"] == 8  # in up to as many pieces
+    assert {it["meta_info"]["cached_tokens"] for it in streamed} == {399}
+    told.append((400, 399))
+    messages = [{"role": "user", "content": "Metrics, please. " * 20}]
+    for stream in (False, False, True):
+        options: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
+        answer = _chat(client, messages, stream=stream, **options)
+        usage = [it.usage for it in answer if it.usage][-1] if stream else answer.usage
+        told.append(
+            (usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0)
+        )
+    found = gains.all()
+    cached = sum(it for _, it in told)
+    assert found == dict.fromkeys(("core", "vtensor", "sglang", "sglang, live"), cached) | dict.fromkeys(
+        ("prompts", "prompts, sglang"), sum(tokens for tokens, _ in told)
+    )
+    metrics, state = settled(server)
+    pages = {name: metrics[f"sglang:vtensor_pages{{state={name}}}"] for name in state["pages"]}
+    assert pages == state["pages"]
+    assert sum(pages.values()) == metrics["sglang:vtensor_budget_pages"] == state["usage"]["budget_pages"]
+    assert state["busiest"][0]["hits"] >= 3
+
+
+def test_sglangs_own_benchmark_reports_what_we_count(server: str, model: Path, tmp_path: Path) -> None:
+    """`--dataset-name generated-shared-prefix --cache-report`, in small."""
+    from shared_prefix import benchmark_command, run_benchmark
+
+    sizes = argparse.Namespace(
+        groups=3, prompts_per_group=3, system_tokens=200, question_tokens=30, output_tokens=4, concurrency=3, seed=1
+    )
+    gains = Gains(server)
+    output = tmp_path / "benchmark.jsonl"
+    asyncio.run(run_benchmark(benchmark_command(server, str(model), sizes, output), tmp_path))
+    report = json.loads(output.read_text())
+    found = gains.all()
+    assert report["completed"] == 9
+    cached = report["cache_report"]["total_cached_tokens"]
+    assert cached > 500
+    assert {found[name] for name in ("core", "vtensor", "sglang", "sglang, live")} == {cached}
+
+
+def test_watch_shows_this_server(server: str) -> None:
+    """`vt-sglang watch --once --json` says what the server does."""
+    command = [sys.executable, "-m", "vt_sglang", "watch", server, "--once", "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    state = vtensor_state(server)
+    assert (found["metrics"], found["vtensor"], found["notes"]) == (True, True, [])
+    assert found["cached_tokens"] == state["counters"]["tokens_matched"]
+    assert found["pages"] == state["pages"]
 
 
 def test_a_cache_salt_isolates(client: openai.OpenAI) -> None:
@@ -219,7 +204,7 @@ def test_many_at_once_and_clients_that_leave(client: openai.OpenAI, server: str)
         for future in staying:
             assert future.result().choices[0].message.content == expected
     deadline = time.monotonic() + 30
-    while (state := _state(server))["usage"]["live_slots"] and time.monotonic() < deadline:
+    while (state := vtensor_state(server))["usage"]["live_slots"] and time.monotonic() < deadline:
         time.sleep(0.2)
     assert state["usage"]["live_slots"] == 0
     assert state["leaks"] == 0
@@ -241,7 +226,7 @@ def test_flush_forgets_everything(client: openai.OpenAI, server: str) -> None:
     messages = [{"role": "user", "content": "Remember me not."}]
     _chat(client, messages)
     _flush(server)
-    usage = _state(server)["usage"]
+    usage = vtensor_state(server)["usage"]
     assert usage["tree_tokens"] == 0
     assert usage["held_pages"] == 1  # the padding page
     details = _chat(client, messages).usage.prompt_tokens_details
@@ -250,21 +235,21 @@ def test_flush_forgets_everything(client: openai.OpenAI, server: str) -> None:
 
 def test_events_tell_what_the_tree_holds(server: str) -> None:
     """Found as a router finds them; joined late, and followed through a flush."""
-    info = _info(server)
+    info = server_info(server)
     described = info["kv_events"]
     assert (described["publisher"], described["block_size"], info["page_size"]) == ("zmq", 16, 1)
     endpoint = f"tcp://{described['endpoint_host']}:{described['endpoint_port_base']}"
     prompt = [3 + (i * 7) % 250 for i in range(205)]
     view = View()
-    _generate(server, input_ids=prompt)
+    generate(server, input_ids=prompt)
     with Subscriber(endpoint, json.loads(info["kv_events_config"])["replay_endpoint"]) as late:
-        _until(late, view, lambda: view.tokens > 200 and _state(server)["usage"]["live_slots"] == 0)
+        _until(late, view, lambda: view.tokens > 200 and vtensor_state(server)["usage"]["live_slots"] == 0)
         assert view.changes.stored_again == view.changes.removed_unknown == 0
-        tokens = _state(server)["usage"]["tree_tokens"]
+        tokens = vtensor_state(server)["usage"]["tree_tokens"]
         assert 200 < view.tokens <= tokens
         _flush(server)
         _until(late, view, lambda: view.blocks == {})
-        answer = _generate(server, input_ids=prompt)
+        answer = generate(server, input_ids=prompt)
         path = [*prompt, *answer["output_ids"]]  # whether the last token is recorded makes no block more
         names = [event_hash(digest) for digest in block_digests(np.array(path), 16, None)]
         assert len(names) == 13

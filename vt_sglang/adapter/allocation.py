@@ -46,6 +46,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
         raise _out_of_memory(cache, "prefill", batch.extend_num_tokens, error) from error
     for req in bound:
         cache.req_to_token_pool.bound(req.req_pool_idx)
+        cache.tally.bound(req)
     for req, end in zip(batch.reqs, ends.tolist(), strict=True):
         if req.kv is None:
             req.kv = ReqKvInfo(kv_allocated_len=end, swa_evicted_seqlen=0)

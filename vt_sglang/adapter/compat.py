@@ -71,6 +71,15 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "self",
         "num_tokens",
     ),
+    "sglang.srt.managers.scheduler.Scheduler.init_metrics_reporter": ("self", "tp_rank", "pp_rank", "dp_rank"),
+    "sglang.srt.observability.metrics_collector.RadixCacheMetricsCollector.increment_eviction_num_tokens": (
+        "self",
+        "num_tokens",
+    ),
+    "sglang.srt.observability.metrics_collector.RadixCacheMetricsCollector.observe_eviction_duration": (
+        "self",
+        "duration_seconds",
+    ),
     "sglang.srt.managers.scheduler.Scheduler.get_new_batch_prefill": ("self", "running_batch"),
     "sglang.srt.managers.scheduler.Scheduler.run_batch": ("self", "batch", "pp_proxy_tensors"),
     "sglang.srt.managers.scheduler.Scheduler.process_batch_result": ("self", "batch", "result"),

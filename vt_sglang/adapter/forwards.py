@@ -21,7 +21,10 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
         cache.core.check()
     guard = cache.kv_pool.prefill_guard_tokens if batch.forward_mode.is_extend() else cache.kv_pool.decode_guard_tokens
     forward = cache.last_forward = cache.core.begin_forward(batch.req_pool_indices_cpu.numpy(), guard > 0)
+    cache.tally.forward(batch)
     result = original(scheduler, batch, *args, **kwargs)
+    if cache.metrics is not None:
+        cache.metrics.stepped()
     if cache.device.type == "cpu":
         cache.core.complete_forward(forward)  # nothing is asynchronous on a CPU
     else:

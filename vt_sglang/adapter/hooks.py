@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.registry import register_radix_cache_backend
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.server_args import add_attention_backend_choices
 
-from vt_sglang.adapter import admission, allocation, arguments, dummy, forwards, pools, shortage, state
+from vt_sglang.adapter import admission, allocation, arguments, dummy, forwards, metrics, pools, shortage, state
 from vt_sglang.adapter.attention import create_attention, support_triton
 from vt_sglang.adapter.event_publisher import describe_publisher, register_publisher
 from vt_sglang.adapter.plugin import BACKEND
@@ -39,6 +39,7 @@ _HOOKS: dict[str, tuple[HookType, Callable[..., Any]]] = {
         allocation.check_decode_mem,
     ),
     "sglang.srt.managers.schedule_policy.PrefillAdder": (HookType.REPLACE, admission.VTensorPrefillAdder),
+    f"{_SCHEDULER}.init_metrics_reporter": (HookType.AFTER, metrics.start),
     f"{_SCHEDULER}.get_new_batch_prefill": (HookType.AROUND, shortage.get_new_batch_prefill),
     f"{_SCHEDULER}.run_batch": (HookType.AROUND, forwards.run_batch),
     f"{_SCHEDULER}.process_batch_result": (HookType.AROUND, forwards.process_batch_result),

@@ -2,14 +2,23 @@
 """What a server tells of its virtual tensors, and what it checks when it is idle."""
 
 from collections.abc import Callable
+from hashlib import blake2b
+from secrets import token_bytes
 from typing import Any
 
+from vt_sglang.adapter.pages import pages_by_state
 from vt_sglang.adapter.tree_cache import VTensorCache
+
+BUSIEST = 10
+"""Prefixes told of."""
+
+_KEY = token_bytes(32)
 
 
 def describe(cache: VTensorCache) -> dict[str, Any]:
     """Counters and usage, in plain types: `internal_states[0]["vtensor"]` of a server's /server_info."""
     core = cache.core
+    usage = core.usage()
     return {
         "driver": core.driver,
         "page_bytes": core.page_bytes,
@@ -17,8 +26,19 @@ def describe(cache: VTensorCache) -> dict[str, Any]:
         "physical_bytes": core.physical_bytes(),
         "leaks": cache.leaks,
         "counters": dict(core.counters()),
-        "usage": dict(core.usage()),
+        "usage": dict(usage),
+        "tally": vars(cache.tally).copy(),
+        "pages": pages_by_state(usage),
+        "busiest": [
+            {"namespace": _masked(namespace), "start": start, "end": end, "hits": hits, "first_ids": list(ids)}
+            for namespace, start, end, hits, ids in core.busiest(BUSIEST)
+        ],
     }
+
+
+def _masked(namespace: str | None) -> str | None:
+    """A name by which two namespaces can be told apart, and nothing else: a cache salt is a secret."""
+    return None if namespace is None else blake2b(namespace.encode(), digest_size=4, key=_KEY).hexdigest()
 
 
 def add_to_internal_state(output: Any, scheduler: Any, *_args: Any) -> None:
@@ -32,3 +52,5 @@ def check_when_idle(original: Callable[..., None], checker: Any) -> None:
     original(checker)
     if isinstance(checker.tree_cache, VTensorCache):
         checker.tree_cache.check_idle()
+        if checker.tree_cache.metrics is not None:
+            checker.tree_cache.metrics.idle()

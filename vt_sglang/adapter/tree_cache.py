@@ -23,6 +23,7 @@ from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 from vt_sglang.adapter.allocator import VTensorAllocator
 from vt_sglang.adapter.events import BlockEvents
 from vt_sglang.adapter.rows import VTensorRows
+from vt_sglang.adapter.tally import Tally
 from vt_sglang.config import VTensorConfig
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class VTensorCache(BasePrefixCache):
         self.events = BlockEvents(self.core) if params.enable_kv_cache_events and self.core.block_tokens else None
         self.last_forward = 0
         self.forward_stream: Any = None
+        self.tally = Tally()
+        self.metrics: Any = None  # a metrics.Metrics, once the scheduler has labels for it
         # SGLang asks a match only for its length; slices of one tensor give it without copies.
         self._lengths = torch.zeros(1, dtype=torch.int64, device=self.device).expand(self.core.slot_tokens)
         self._no_match = MatchResult(self._lengths[:0], _ROOT, _ROOT, _ROOT)
@@ -108,6 +111,8 @@ class VTensorCache(BasePrefixCache):
         self.core.clear()
         if self.events is not None:
             self.events.cleared()
+        if self.metrics is not None:
+            self.metrics.changed()
 
     def take_events(self) -> list[Any]:
         """KV events since the last call, in order; none unless they are published."""
@@ -137,7 +142,9 @@ class VTensorCache(BasePrefixCache):
         """Evict until `num_tokens` more tokens are available, as far as that goes."""
         start = time.perf_counter()
         evicted = self.core.evict_tokens(params.num_tokens)
-        self.update_eviction_metrics(evicted, start)
+        if self.metrics_collector is not None and evicted > 0:
+            # How much, metrics.py says: for these tokens and for all that are evicted where pages are taken.
+            self.metrics_collector.observe_eviction_duration(time.perf_counter() - start)
         return EvictResult(num_tokens_evicted=evicted)
 
     # ---- the ledger, in tokens

@@ -7,6 +7,7 @@ from vt_sglang.cli.chat import chat
 from vt_sglang.cli.doctor import doctor
 from vt_sglang.cli.replay import replay
 from vt_sglang.cli.report import report
+from vt_sglang.cli.watch import watch
 
 app = typer.Typer(
     help="Virtual tensors as the KV cache of SGLang.",
@@ -18,3 +19,4 @@ app.command()(chat)
 app.command()(doctor)
 app.command()(replay)
 app.command()(report)
+app.command()(watch)
