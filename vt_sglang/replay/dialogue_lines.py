@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat messages, a dialogue a line, as `vt-sglang chat --dialogues` reads them: a request for every answer, whose prompt
-is all before it.
+"""Chat messages, a dialogue a line, as `vt-sglang chat --dialogues` reads them: a request for every answer, whose
+prompt is all before it.
 
 A dialogue may have a `timestamp` (s), at which all its requests arrive, one after the other.
 """

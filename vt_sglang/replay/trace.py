@@ -133,7 +133,8 @@ def _format_of(line: bytes) -> Format:
         if key in keys:
             return form
     raise ValueError(
-        "an object with none of hash_ids (Mooncake), messages or conversations (chat), input_ids (tokens) and event (SGLang)"
+        "an object with none of hash_ids (Mooncake), messages or conversations (chat), input_ids (tokens) and "
+        "event (SGLang)"
     )
 
 
