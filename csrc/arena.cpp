@@ -85,9 +85,7 @@ std::size_t Arena::runs_after(std::span<const Change> changes) {
   return runs;
 }
 
-bool Arena::begins_run(SlotId slot, std::size_t index) const {
-  const PageId page = mapped(slot, index);
-  const PageId before = index == 0 ? kNoPage : mapped(slot, index - 1);
+bool Arena::begins_run(PageId before, PageId page) {
   if (page == kNoPage) return before != kNoPage;
   return before == kNoPage || before + 1 != page;
 }
@@ -98,12 +96,13 @@ void Arena::set(SlotId slot, std::size_t index, PageId page) {
     if (page == kNoPage) return;
     map.resize(index + 1, kNoPage);
   }
-  const auto begun = [&] { return static_cast<std::size_t>(begins_run(slot, index)) + begins_run(slot, index + 1); };
-  const std::size_t before = begun();
+  const PageId previous = index == 0 ? kNoPage : map[index - 1];
+  const PageId next = index + 1 < map.size() ? map[index + 1] : kNoPage;
+  const auto begun = [&](PageId it) { return std::size_t{begins_run(previous, it)} + begins_run(it, next); };
+  const std::size_t change = begun(page) - begun(map[index]);
   map[index] = page;
-  const std::size_t after = begun();
-  slot_runs_[slot] += after - before;
-  runs_ += after - before;
+  slot_runs_[slot] += change;
+  runs_ += change;
   while (!map.empty() && map.back() == kNoPage) map.pop_back();
 }
 

@@ -36,6 +36,8 @@ class Arena {
   PageId mapped(SlotId slot, std::size_t index) const {
     return index < maps_[slot].size() ? maps_[slot][index] : kNoPage;
   }
+  // By page index, up to the last that the slot maps.
+  std::span<const PageId> mapped(SlotId slot) const { return maps_[slot]; }
   // One past the last page index that a slot maps.
   std::size_t extent(SlotId slot) const { return maps_[slot].size(); }
 
@@ -58,7 +60,8 @@ class Arena {
 
  private:
   void set(SlotId slot, std::size_t index, PageId page);
-  bool begins_run(SlotId slot, std::size_t index) const;
+  // Whether a page, or a gap, that follows this one needs a mapping of its own.
+  static bool begins_run(PageId before, PageId page);
 
   Driver& driver_;
   Geometry geometry_;

@@ -30,6 +30,9 @@ class Driver {
   // -1 for memory of the host, else the CUDA device's ordinal.
   virtual int device() const = 0;
 
+  // Whether its calls take time that is worth measuring.
+  virtual bool takes_time() const { return true; }
+
   // Reserves one range of addresses, once. Freed, with all that is mapped in it, by the destructor.
   virtual std::uintptr_t reserve(std::size_t bytes) = 0;
 

@@ -165,10 +165,12 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   require(pages - shared);
 
   std::vector<Fresh> fresh;
+  fresh.reserve(pages - shared);
   for (std::size_t index = shared; index < pages; ++index) fresh.push_back({slot, index});
   acquire(fresh);
   std::size_t reused = 0;
   std::vector<Change> changes;
+  changes.reserve(pages);
   const auto change_unless_mapped = [&](std::size_t index, PageId page) {
     const bool differs = arena_.mapped(slot, index) != page;
     if (differs) changes.push_back({slot, static_cast<std::uint32_t>(index), page});
@@ -305,8 +307,7 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
                                 std::to_string(tokens.size()) + " cannot be recorded");
   Node* from = tree_.attached(slot);
   if (tokens.size() <= from->end) return {RadixTree::handle(from), it.duplicate, 0};
-  const auto recorded =
-      tree_.record(from, tokens, [this, slot](std::size_t index) { return arena_.mapped(slot, index); });
+  const auto recorded = tree_.record(from, tokens, arena_.mapped(slot));
   tree_.detach(slot);
   tree_.attach(slot, recorded.node, false);
   if (tokens.size() > it.recorded) {

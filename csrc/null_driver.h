@@ -22,6 +22,7 @@ class NullDriver final : public Driver {
   std::string name() const override { return "none"; }
   std::size_t page_bytes() const override { return page_bytes_; }
   int device() const override { return -1; }
+  bool takes_time() const override { return false; }
   std::uintptr_t reserve(std::size_t /*bytes*/) override { return 0; }
   void create(PageId /*page*/) override {}
   void release(PageId /*page*/) override {}

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "driver.h"
+#include "errors.h"
 
 namespace vt {
 
@@ -86,7 +87,8 @@ class PagePool {
 
   Driver& driver_;
   std::vector<Page> pages_;
-  std::vector<PageId> uncreated_;  // a heap with the lowest id first, so that page ids stay dense
+  PageId next_new_ = 0;            // lowest id that was never created
+  std::vector<PageId> destroyed_;  // a heap with the lowest id first, so that page ids stay dense
   PageId free_head_ = kNoPage;
   PageId free_tail_ = kNoPage;
   PageId created_ = 0;
@@ -97,5 +99,80 @@ class PagePool {
   PageId pinned_ = 0;
   PageId evictable_ = 0;
 };
+
+// These are called for every page of every request: in line.
+
+inline void PagePool::unlink(PageId page) {
+  Page& it = pages_[page];
+  (it.previous == kNoPage ? free_head_ : pages_[it.previous].next) = it.next;
+  (it.next == kNoPage ? free_tail_ : pages_[it.next].previous) = it.previous;
+  it.previous = it.next = kNoPage;
+}
+
+inline void PagePool::append(PageId page) {
+  Page& it = pages_[page];
+  it.previous = free_tail_;
+  it.next = kNoPage;
+  (free_tail_ == kNoPage ? free_head_ : pages_[free_tail_].next) = page;
+  free_tail_ = page;
+  ++free_;
+}
+
+inline bool PagePool::claim(PageId page) {
+  if (!pages_[page].created || pages_[page].holders != 0 || taken(page)) return false;
+  unlink(page);
+  --free_;
+  ++taken_;
+  return true;
+}
+
+inline PageId PagePool::take() {
+  const PageId page = free_head_;
+  if (page == kNoPage) throw InvariantError("a page was to be taken where none is free");
+  claim(page);
+  return page;
+}
+
+inline void PagePool::give_back(PageId page) {
+  --taken_;
+  append(page);
+}
+
+inline void PagePool::hold(PageId page, bool pinned) {
+  Page& it = pages_[page];
+  const bool was_evictable = it.holders > 0 && it.pins == 0;
+  if (it.holders++ == 0) {
+    --taken_;
+    ++held_;
+  }
+  if (pinned) pinned_ += it.pins++ == 0;
+  evictable_ += static_cast<PageId>(it.pins == 0) - static_cast<PageId>(was_evictable);
+}
+
+inline void PagePool::drop(PageId page, bool pinned) {
+  Page& it = pages_[page];
+  if (it.holders == 0 || (pinned && it.pins == 0)) throw InvariantError("a page was dropped more often than held");
+  const bool was_evictable = it.pins == 0;
+  --it.holders;
+  if (pinned) pinned_ -= --it.pins == 0;
+  evictable_ += static_cast<PageId>(it.holders > 0 && it.pins == 0) - static_cast<PageId>(was_evictable);
+  if (it.holders > 0) return;
+  --held_;
+  it.recorded = 0;
+  it.writer = kNoSlot;
+  append(page);
+}
+
+inline void PagePool::pin(PageId page) {
+  if (pages_[page].pins++ > 0) return;
+  ++pinned_;
+  --evictable_;
+}
+
+inline void PagePool::unpin(PageId page) {
+  if (--pages_[page].pins > 0) return;
+  --pinned_;
+  ++evictable_;
+}
 
 }  // namespace vt

@@ -77,8 +77,7 @@ Node* RadixTree::match(const std::string& name_space, std::span<const Token> tok
 
 Node* RadixTree::cut(Node* node, std::size_t end) { return end == node->end ? node : split(node, end - node->start()); }
 
-RadixTree::Recorded RadixTree::record(Node* from, std::span<const Token> tokens,
-                                      const std::function<PageId(std::size_t)>& page) {
+RadixTree::Recorded RadixTree::record(Node* from, std::span<const Token> tokens, std::span<const PageId> pages) {
   Node* node = from;
   bool duplicate = false;
   std::size_t position = from->end;
@@ -104,8 +103,9 @@ RadixTree::Recorded RadixTree::record(Node* from, std::span<const Token> tokens,
     leaf->tokens = TokenSlice(tokens.subspan(position));
     leaf->end = tokens.size();
     const std::size_t last = geometry_.pages_for(leaf->end);
+    leaf->pages.reserve(last - geometry_.page_of(position));
     for (std::size_t index = geometry_.page_of(position); index < last; ++index) {
-      const PageId id = page(index);
+      const PageId id = pages[index];
       const std::size_t tail = index + 1 == last ? geometry_.tail_bytes(leaf->end) : 0;
       pool_.hold(id, false);
       pool_[id].recorded =

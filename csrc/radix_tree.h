@@ -96,9 +96,9 @@ class RadixTree {
     bool duplicate;     // some of the tokens after `from` stood in the tree already, with other pages
     std::size_t added;  // tokens new to the tree
   };
-  // Records a sequence whose first from->end tokens are from's path. page(i) is the page that backs page index i of
+  // Records a sequence whose first from->end tokens are from's path. pages[i] is the page that backs page index i of
   // the sequence; those of the new tokens get the tree as a holder.
-  Recorded record(Node* from, std::span<const Token> tokens, const std::function<PageId(std::size_t)>& page);
+  Recorded record(Node* from, std::span<const Token> tokens, std::span<const PageId> pages);
 
   Node* root(const std::string& name_space);  // made where absent
   static const std::string& name_space(const Node* node);

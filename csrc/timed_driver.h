@@ -15,7 +15,7 @@ namespace vt {
 
 class TimedDriver final : public Driver {
  public:
-  explicit TimedDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)) {}
+  explicit TimedDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)), takes_time_(inner_->takes_time()) {}
 
   // Since the start. A page is a call of its own, also in a batch; failed calls count.
   std::uint64_t calls() const { return calls_; }
@@ -58,8 +58,12 @@ class TimedDriver final : public Driver {
 
   class Timer {
    public:
-    Timer(TimedDriver& driver, std::size_t calls) : driver_(driver), start_(Clock::now()) { driver.calls_ += calls; }
+    Timer(TimedDriver& driver, std::size_t calls) : driver_(driver) {
+      driver.calls_ += calls;
+      if (driver.takes_time_) start_ = Clock::now();
+    }
     ~Timer() {
+      if (!driver_.takes_time_) return;
       const auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start_);
       driver_.nanoseconds_ += static_cast<std::uint64_t>(spent.count());
     }
@@ -72,6 +76,7 @@ class TimedDriver final : public Driver {
   };
 
   std::unique_ptr<Driver> inner_;
+  bool takes_time_;
   std::uint64_t calls_ = 0;
   std::uint64_t nanoseconds_ = 0;
 };
