@@ -2,6 +2,7 @@
 """SGLang's own RadixCache and allocator as a cache of a given size, called as its scheduler calls them."""
 
 import os
+import warnings
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,9 @@ def why_not() -> str | None:
     """None where SGLang can be imported; else why not."""
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     try:
-        import sglang.srt.mem_cache.radix_cache  # noqa: F401
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what SGLang lacks where there is no GPU; nothing of that is used here
+            import sglang.srt.mem_cache.radix_cache  # noqa: F401
     except Exception as error:  # whatever an incomplete installation raises
         return f"{type(error).__name__}: {error}"
     return None

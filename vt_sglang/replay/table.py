@@ -48,15 +48,19 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def _rates(result: dict[str, Any]) -> Table:
-    shown = Table("capacity", title="Hit rate", title_justify="left")
+    shown = Table(
+        "capacity",
+        title="Hit rate (radix: SGLang's RadixCache; ms: time in the cache's calls)",
+        title_justify="left",
+    )
     for name in (
         "tokens",
         "hit rate",
         "of infinite",
         "requests hit",
-        "RadixCache",
-        "cache, ms",
-        "RadixCache, ms",
+        "radix",
+        "ms",
+        "radix, ms",
         "faster",
     ):
         shown.add_column(name, justify="right")
