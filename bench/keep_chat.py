@@ -12,10 +12,8 @@ from typing import Any
 
 def kept(report: dict[str, Any]) -> dict[str, Any]:
     """What of a report says what was run, where, and what came of it."""
-    command, *arguments = report["command_line"].split(" ")
-    short = [PurePath(it).name if it.startswith("/") else it for it in arguments]
-    program = PurePath(command).name
-    report["command_line"] = " ".join(["python -m vt_sglang" if program == "__main__.py" else program, *short])
+    words = report["command_line"].split(" ")
+    report["command_line"] = " ".join(PurePath(it).name if it.startswith("/") else it for it in words)
     for place in (report["workload"], report["workload"].get("load", {})):
         for name in ("model_path", "dialogues", "report", "arrivals"):
             if isinstance(place.get(name), str):

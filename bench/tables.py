@@ -155,9 +155,41 @@ def _serve(result: dict[str, Any]) -> str:
     return f"{text}The servers, by start:\n\n{_markdown(*serve_compare.table(found['servers']))}"
 
 
+def _replay(result: dict[str, Any]) -> str:
+    trace, model, infinite = result["trace"], result["model"], result["infinite"]
+    text = (
+        f"{trace['requests']:,} requests with {trace['prompt_tokens']:,} prompt tokens, {model['name']} "
+        f"({model['token_bytes']:,} bytes a token), pages of {model['page_bytes'] // 2**20} MiB.\n\n"
+    )
+    rows = [
+        [
+            f"{entry['bytes'] / 2**30:.1f}",
+            f"{entry['tokens']:,}",
+            f"{entry['vtensor']['hit_rate']:.1%}",
+            f"{entry['radix']['hit_rate']:.1%}",
+            f"{entry['vtensor']['seconds'] * 1e3:,.1f}",
+            f"{entry['radix']['seconds'] * 1e3:,.1f}",
+            f"{entry['times_faster']:.1f}",
+        ]
+        for entry in result["capacities"]
+    ]
+    rows.append(["infinite", "", f"{infinite['hit_rate']:.1%}", "", "", "", ""])
+    header = [
+        "capacity, GiB",
+        "tokens",
+        "hit rate",
+        "RadixCache's",
+        "in the cache, ms",
+        "RadixCache, ms",
+        "times faster",
+    ]
+    return text + _markdown(header, rows)
+
+
 def _table(name: str) -> str:
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    make = {"tree": _tree, "decode": _decode, "prefill": _prefill, "serve": _serve}.get(name, _chat)
+    makers = {"tree": _tree, "decode": _decode, "prefill": _prefill, "serve": _serve, "replay": _replay}
+    make = makers.get(name, _chat)
     note = f"{result['note']}\n\n" if "note" in result else ""
     return f"<!-- {name} -->\n{_where(result)}{note}{make(result)}<!-- end -->"
 

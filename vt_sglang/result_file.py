@@ -4,6 +4,7 @@
 import shlex
 import sys
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
 
 from vt_sglang import machine
@@ -22,7 +23,13 @@ def header(kind: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "kind": kind,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command_line": shlex.join(sys.argv),
+        "command_line": f"{_program()} {shlex.join(sys.argv[1:])}",
         "versions": machine.versions(),
         "machine": {"cpu": machine.cpu_model(), "cores": machine.cores(), "gpus": machine.gpus().names},
     }
+
+
+def _program() -> str:
+    """What was typed, without where it is installed."""
+    name = PurePath(sys.argv[0]).name
+    return "python -m vt_sglang" if name == "__main__.py" else name

@@ -13,8 +13,8 @@ import pytest
 
 from vt_sglang.chat.encoding import ByteEncoding
 from vt_sglang.replay import texts, trace
+from vt_sglang.replay.form import Format
 from vt_sglang.replay.request import Trace, TraceError
-from vt_sglang.replay.trace import Format
 
 Write = Callable[..., Path]
 DATE = "[2025-11-20 10:00:05] "

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from vt_sglang.cli.console import make_console
+from vt_sglang.replay.form import Format
 from vt_sglang.replay.sizes import DTYPE_BYTES, MODELS
-from vt_sglang.replay.trace import Format
 
 TRACE, CACHE, OUTPUT = "Trace", "Cache", "Output"
 

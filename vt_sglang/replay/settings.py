@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vt_sglang.replay.trace import Format
+from vt_sglang.replay.form import Format
 
 
 class UsageError(ValueError):

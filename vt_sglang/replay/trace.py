@@ -4,11 +4,11 @@
 import gzip
 import zlib
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from operator import attrgetter
 from pathlib import Path
 
 from vt_sglang.replay.dialogue_lines import DialogueReader
+from vt_sglang.replay.form import Format
 from vt_sglang.replay.mooncake import MooncakeReader
 from vt_sglang.replay.request import Reader, Request, Trace, TraceError, load_object
 from vt_sglang.replay.server_log import PREFIX, TEXT_LINES, ServerLogReader
@@ -17,16 +17,6 @@ from vt_sglang.replay.token_lines import TokenReader
 
 GZIP_MAGIC = b"\x1f\x8b"
 PICKLE_MAGIC = b"\x80"
-
-
-class Format(StrEnum):
-    """`auto`: what the first line that can be recognised is."""
-
-    AUTO = "auto"
-    MOONCAKE = "mooncake"
-    CHAT = "chat"
-    TOKENS = "tokens"
-    SGLANG = "sglang"
 
 
 def read(

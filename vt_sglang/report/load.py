@@ -19,6 +19,7 @@ KINDS = {
     "decode": "bench/kernels.py decode",
     "prefill": "bench/kernels.py prefill",
     "tree": "bench/tree.py",
+    "shared-prefix": "bench/shared_prefix.py",
 }
 """What can be shown, by what makes it, in the order in which it is shown."""
 

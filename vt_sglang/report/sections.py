@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from vt_sglang.report import chat, kernels, replay, serve, tree
+from vt_sglang.report import chat, kernels, replay, serve, shared_prefix, tree
 from vt_sglang.report.about import about
 from vt_sglang.report.fields import FieldError
 from vt_sglang.report.load import KINDS, ReportError, Run
@@ -18,6 +18,7 @@ TITLES = {
     "decode": "Decode attention",
     "prefill": "Prefill attention",
     "tree": "Radix tree",
+    "shared-prefix": "Cached tokens, counted by all",
 }
 
 _FIGURES: dict[str, Callable[[Sequence[Run]], Iterator[Figure]]] = {
@@ -27,6 +28,7 @@ _FIGURES: dict[str, Callable[[Sequence[Run]], Iterator[Figure]]] = {
     "decode": kernels.decode,
     "prefill": kernels.prefill,
     "tree": tree.figures,
+    "shared-prefix": shared_prefix.figures,
 }
 
 _VERDICTS: dict[str, Callable[[Run], Iterator[str]]] = {"chat": chat.verdicts, "replay": replay.verdicts}
