@@ -44,15 +44,14 @@ Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t
       maps_(slots) {}
 
 void Arena::map(std::span<const Change> changes) {
-  std::vector<MapOperation> operations;
-  operations.reserve(changes.size());
+  operations_.clear();
   std::uint64_t replaced = 0;
   for (const Change& change : changes) {
     replaced += mapped(change.slot, change.index) != kNoPage;
-    operations.push_back({address(change.slot, change.index), change.page});
+    operations_.push_back({address(change.slot, change.index), change.page});
   }
   try {
-    driver_.map(operations);
+    driver_.map(operations_);
   } catch (const DriverError&) {
     for (const Change& change : changes) set(change.slot, change.index, kNoPage);
     throw;
@@ -85,11 +84,6 @@ std::size_t Arena::runs_after(std::span<const Change> changes) {
   return runs;
 }
 
-bool Arena::begins_run(PageId before, PageId page) {
-  if (page == kNoPage) return before != kNoPage;
-  return before == kNoPage || before + 1 != page;
-}
-
 void Arena::set(SlotId slot, std::size_t index, PageId page) {
   std::vector<PageId>& map = maps_[slot];
   if (index >= map.size()) {
@@ -103,7 +97,8 @@ void Arena::set(SlotId slot, std::size_t index, PageId page) {
   map[index] = page;
   slot_runs_[slot] += change;
   runs_ += change;
-  while (!map.empty() && map.back() == kNoPage) map.pop_back();
+  if (page == kNoPage)
+    while (!map.empty() && map.back() == kNoPage) map.pop_back();
 }
 
 }  // namespace vt

@@ -61,7 +61,10 @@ class Arena {
  private:
   void set(SlotId slot, std::size_t index, PageId page);
   // Whether a page, or a gap, that follows this one needs a mapping of its own.
-  static bool begins_run(PageId before, PageId page);
+  static bool begins_run(PageId before, PageId page) {
+    if (page == kNoPage) return before != kNoPage;
+    return before == kNoPage || before + 1 != page;
+  }
 
   Driver& driver_;
   Geometry geometry_;
@@ -71,6 +74,7 @@ class Arena {
   std::size_t runs_ = 0;
   std::vector<std::size_t> slot_runs_;     // their sum is runs_
   std::vector<std::vector<PageId>> maps_;  // by slot, by page index
+  std::vector<MapOperation> operations_;   // of the batch under way; kept for its memory
 };
 
 // The bytes of a slot that holds `tokens` tokens: a common multiple of the page and the token size.

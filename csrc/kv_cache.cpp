@@ -151,7 +151,8 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   if (node != nullptr && tree_.name_space(node) != name_space)
     throw std::invalid_argument("the node to bind to is of another namespace");
 
-  std::vector<PageId> path;
+  std::vector<PageId>& path = scratch_.path;
+  path.clear();
   if (node != nullptr) tree_.collect(node, path);
   std::size_t shared = path.size();
   Tail tail = Tail::kNone;
@@ -164,13 +165,13 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   const SlotId slot = choose_slot(node);
   require(pages - shared);
 
-  std::vector<Fresh> fresh;
-  fresh.reserve(pages - shared);
+  std::vector<Fresh>& fresh = scratch_.fresh;
+  fresh.clear();
   for (std::size_t index = shared; index < pages; ++index) fresh.push_back({slot, index});
   acquire(fresh);
   std::size_t reused = 0;
-  std::vector<Change> changes;
-  changes.reserve(pages);
+  std::vector<Change>& changes = scratch_.changes;
+  changes.clear();
   const auto change_unless_mapped = [&](std::size_t index, PageId page) {
     const bool differs = arena_.mapped(slot, index) != page;
     if (differs) changes.push_back({slot, static_cast<std::uint32_t>(index), page});
@@ -237,8 +238,10 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
   const std::lock_guard guard(mutex_);
   if (slots.size() != tokens.size()) throw std::invalid_argument("grow takes one token count per slot");
   ++growths_;
-  std::vector<Fresh> fresh;
-  std::vector<Change> changes;
+  std::vector<Fresh>& fresh = scratch_.fresh;
+  std::vector<Change>& changes = scratch_.changes;
+  fresh.clear();
+  changes.clear();
   for (std::size_t i = 0; i < slots.size(); ++i) {
     const Slot& it = live(slots[i]);
     if (tokens[i] < it.tokens || tokens[i] > arena_.slot_tokens())

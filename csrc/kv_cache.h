@@ -233,6 +233,11 @@ class KVCache {
   std::uint64_t growths_ = 0;
   std::uint64_t retry_at_ = 0;  // the forward from which on it is tried again to create a page that is withheld
   Counters counters_;
+  struct {
+    std::vector<PageId> path;
+    std::vector<Fresh> fresh;
+    std::vector<Change> changes;
+  } scratch_;  // of the bind or growth under way; kept for its memory
 };
 
 }  // namespace vt
