@@ -71,6 +71,7 @@ def test_times_of_a_trace(tmp_path: Path) -> None:
         (lines(1, None), "line 2: no `timestamp` in milliseconds"),
         (lines(1, -4), "line 2: no `timestamp` in milliseconds"),
         (lines(1, True), "line 2: no `timestamp` in milliseconds"),
+        (lines(1, 10**400), "line 2: no `timestamp` in milliseconds"),
         (b'{"timestamp": 1}\n{"timestamp": NaN}', "line 2: no `timestamp` in milliseconds"),
         (lines(1) + b"[2]\n", "line 2: no `timestamp` in milliseconds"),
         (lines(1) + b"{\n", "line 2: Expecting property name"),

@@ -84,3 +84,9 @@ def test_what_is_no_endpoint_is_refused(endpoint: str) -> None:
 def test_a_servers_own_endpoint_is_taken_for_this_machine() -> None:
     assert connectable("tcp://*:5557") == connectable("tcp://0.0.0.0:5557") == "tcp://127.0.0.1:5557"
     assert connectable("tcp://10.1.2.3:5557") == "tcp://10.1.2.3:5557"
+
+
+@pytest.mark.parametrize("endpoint", ["foo", "tcp://127.0.0.1", "tcp://127.0.0.1:65536", "http://127.0.0.1:5557"])
+def test_what_is_no_endpoint(endpoint: str) -> None:
+    with pytest.raises(ValueError, match=r"no endpoint|ports go up to"):
+        connectable(endpoint)

@@ -160,7 +160,7 @@ def test_requests_larger_than_the_capacity(replay: Replay, write: Write) -> None
         (("--capacity", "3"), "--capacity 3: 12 bytes are less than one page of 16 bytes"),
         (("--capacity", "100,"), "'' is no capacity"),
         (("--page-bytes", "x"), "--page-bytes: 'x' is not a size in bytes"),
-        (("--page-bytes", "0"), "a page has at least one byte"),
+        (("--page-bytes", "0"), "--page-bytes 0: a page has from 1 to"),
         (("--kv-dtype", "int3"), "--kv-dtype int3: choose bfloat16"),
         (("--format", "mooncake"), "line 1: no hash_ids and no input_length"),
         (("--json", "nowhere/at/all.json"), "there is no folder nowhere/at"),
@@ -190,3 +190,32 @@ def test_nothing_is_written_where_the_trace_is_broken(write: Write, tmp_path: Pa
 def test_json_is_one_line(replay: Replay, path: Path, tmp_path: Path) -> None:
     replay(path, *SMALL, "--no-radix")
     assert json.loads((tmp_path / "result.json").read_text().splitlines()[0])["kind"] == "replay"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--capacity", "99999999999999999999999GiB"), "more than 72,057,594,037,927,936 bytes"),
+        (("--page-bytes", "999999999999999999GiB"), "a page has from 1 to 72,057,594,037,927,936 bytes"),
+        (("--token-bytes", "99999999999999999999"), "more than 72,057,594,037,927,936 bytes"),
+        (("--grain", "100000000000000000"), "more than 72,057,594,037,927,936 bytes"),
+    ],
+)
+def test_sizes_that_no_cache_has(path: Path, options: tuple[str, ...], reason: str) -> None:
+    result = CliRunner().invoke(app, ["replay", str(path), "--no-radix", *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert reason in said(result)
+
+
+def test_a_device_is_not_replaced_by_a_result(path: Path) -> None:
+    result = CliRunner().invoke(app, ["replay", str(path), *SMALL, "--no-radix", "--json", "/dev/null"])
+    assert result.exit_code == 2
+    assert "is no file" in said(result)
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_result_that_cannot_be_written_is_refused_at_once(path: Path) -> None:
+    result = CliRunner().invoke(app, ["replay", str(path), *SMALL, "--no-radix", "--json", "/proc/result.json"])
+    assert result.exit_code == 2
+    assert "--json /proc/result.json" in said(result)
+    assert "hit rate" not in said(result).lower()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `report` from its options to its exit status."""
 
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -33,8 +34,10 @@ def test_page_and_tables(tmp_path: Path) -> None:
     assert text.startswith("<!DOCTYPE html>")
     assert text.endswith("</html>\n")
     assert [it.name for it in tmp_path.iterdir()] == ["report.html"]
-    assert "2,807.2" in result.output, "us that SGLang's tree takes for one of its operations"
-    assert "777.1" in result.output, "tokens/s of the server with virtual tensors"
+    row = json.loads(TREE.read_text())["results"][-1]
+    assert f"{row['sglang_us']:,.1f}" in result.output, "us that SGLang's tree takes for one of its operations"
+    server = json.loads((RESULTS / "chat.json").read_text())["servers"][1]
+    assert f"{server['summary']['output_tokens_per_s']:,.1f}" in result.output, "tokens/s with virtual tensors"
     assert "Outputs: identical in all 84 requests" in result.output
     assert max(map(len, result.output.splitlines())) <= 100
 
@@ -63,7 +66,9 @@ def test_terminal_has_the_numbers(save: Save) -> None:
     assert max(map(len, printed.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("content", ["{", "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", "{}", '{"schema": "x", "kind": "replay"}', '{"schema": 1e999, "kind": "tree"}']
+)
 def test_nothing_is_written_for_a_broken_file(tmp_path: Path, content: str) -> None:
     broken, page = tmp_path / "broken.json", tmp_path / "report.html"
     broken.write_text(content)

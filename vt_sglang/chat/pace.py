@@ -70,7 +70,7 @@ def timestamps(path: Path, count: int, *, in_order: bool, time_scale: float) -> 
     times: list[float] = []
     for entry in entries(path):
         value = entry.value.get("timestamp") if isinstance(entry.value, dict) else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e18:
             raise DialogueError(f"{entry.place}: no `timestamp` in milliseconds, a number that is not negative")
         times.append(value * MS / time_scale)
         if len(times) == count:

@@ -16,6 +16,7 @@ from vt_sglang.chat import encoding, launch, report, toy_model
 from vt_sglang.chat.compare import Comparison, compare, merge
 from vt_sglang.chat.endpoint import ServerError
 from vt_sglang.chat.figures import figures
+from vt_sglang.chat.files import check_writable
 from vt_sglang.chat.judge import SearchPlan
 from vt_sglang.chat.launch import Launch, ServerOptions
 from vt_sglang.chat.measure import Limits, summarize
@@ -46,6 +47,7 @@ def run(settings: Settings, console: Console) -> int:
     options = server_options(settings)
     try:
         settings.report.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(settings.report)
         if settings.model_path is None and toy_model.ensure(TOY_MODEL):
             console.print(f"Wrote the toy model to {TOY_MODEL}")
     except OSError as error:

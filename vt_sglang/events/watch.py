@@ -64,6 +64,8 @@ def connectable(endpoint: str) -> str:
     """An endpoint as one connects to it. ValueError, with an example, if it is none."""
     if not re.fullmatch(r"tcp://[^/\s]+:\d{1,5}|ipc://\S+", endpoint):
         raise ValueError(f"{endpoint!r} is no endpoint of events; write for example tcp://127.0.0.1:5557")
+    if endpoint.startswith("tcp:") and int(endpoint.rpartition(":")[2]) > 65535:
+        raise ValueError(f"{endpoint!r}: ports go up to 65535")
     return _ANY_HOST.sub("tcp://127.0.0.1:", endpoint)
 
 

@@ -59,6 +59,10 @@ class Reader(Protocol):
         """The requests that no line completed, after the last line."""
 
 
+MOST_TOKENS = 10**7
+"""That a trace may count of one output without naming them: a broken line must not take all memory."""
+
+
 class UnknownTokens:
     """Ids for tokens that a trace counts but does not name: no two are the same, and none is like one with a name."""
 
@@ -66,6 +70,9 @@ class UnknownTokens:
         self._next = -1
 
     def take(self, count: int) -> "array[int]":
+        """ValueError for more than a request can have."""
+        if count > MOST_TOKENS:
+            raise ValueError(f"a request of {count:,} output tokens; up to {MOST_TOKENS:,} are read")
         ids = array("q", range(self._next, self._next - count, -1))
         self._next -= count
         return ids
@@ -108,6 +115,19 @@ def non_negative(name: str, value: Any) -> int:
     """ValueError, naming the field, if the value is no integer from 0 on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{name} is {value!r}, not an integer from 0 on")
+    return value
+
+
+def namespace_of(name: str, value: Any) -> str | None:
+    """A text or None. ValueError, naming the field, if it is neither, or half of a surrogate pair stands in it."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}, not a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} holds half of a surrogate pair") from None
     return value
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from vt_sglang.chat.files import check_writable
 from vt_sglang.config import parse_bytes
 from vt_sglang.replay import caches, curve, distances, radix, result, sizes, table, texts, trace, work
 from vt_sglang.replay.request import Trace
@@ -22,6 +23,11 @@ def run(settings: Settings, console: Console) -> None:
     """
     if settings.json is not None and not settings.json.parent.is_dir():
         raise UsageError(f"--json {settings.json}: there is no folder {settings.json.parent}")
+    if settings.json is not None:
+        try:
+            check_writable(settings.json)
+        except OSError as error:
+            raise UsageError(f"--json {settings.json}: {error.strerror}") from None
     model = _model(settings)
     page_bytes = _page_bytes(settings.page_bytes)
     asked = [_capacity(text, model.token_bytes, page_bytes) for text in settings.capacities]
@@ -36,9 +42,12 @@ def run(settings: Settings, console: Console) -> None:
         )
         progress.update(task, total=1, completed=1)
         made = _replay(settings, read, model, page_bytes, asked, progress)
-    if settings.json is not None:
-        result.write(settings.json, made)
     table.show(made, console)
+    if settings.json is not None:
+        try:
+            result.write(settings.json, made)
+        except OSError as error:
+            raise UsageError(f"--json {settings.json}: {error.strerror}") from None
 
 
 def _replay(
@@ -125,8 +134,12 @@ def _chosen(found: distances.Distances, works: list[work.Work], shape: caches.Sh
 
 def _model(settings: Settings) -> sizes.Model:
     if settings.token_bytes is not None:
-        return sizes.Model(f"{settings.token_bytes:,} bytes a token", settings.token_bytes)
-    return sizes.model(settings.model, settings.kv_dtype)
+        model = sizes.Model(f"{settings.token_bytes:,} bytes a token", settings.token_bytes)
+    else:
+        model = sizes.model(settings.model, settings.kv_dtype)
+    if model.token_bytes * settings.grain > sizes.LARGEST_BYTES:
+        raise UsageError(f"a token, or a block by --grain, would have more than {sizes.LARGEST_BYTES:,} bytes")
+    return model
 
 
 def _page_bytes(text: str) -> int:
@@ -134,13 +147,15 @@ def _page_bytes(text: str) -> int:
         page_bytes = parse_bytes(text)
     except ValueError as error:
         raise UsageError(f"--page-bytes: {error}") from None
-    if page_bytes == 0:
-        raise UsageError("--page-bytes: a page has at least one byte")
+    if not 0 < page_bytes <= sizes.LARGEST_BYTES:
+        raise UsageError(f"--page-bytes {text}: a page has from 1 to {sizes.LARGEST_BYTES:,} bytes")
     return page_bytes
 
 
 def _capacity(text: str, token_bytes: int, page_bytes: int) -> int:
     capacity = sizes.parse_capacity(text, token_bytes)
+    if capacity > sizes.LARGEST_BYTES:
+        raise UsageError(f"--capacity {text}: more than {sizes.LARGEST_BYTES:,} bytes")
     if capacity < max(page_bytes, token_bytes):
         raise UsageError(
             f"--capacity {text}: {capacity:,} bytes are less than one page of {page_bytes:,} bytes or one token of "

@@ -12,7 +12,15 @@ from datetime import datetime
 from typing import Any
 
 from vt_sglang.replay.logged_text import parse_text
-from vt_sglang.replay.request import Request, UnknownTokens, load_object, prompt_ids, time_of, token_ids
+from vt_sglang.replay.request import (
+    Request,
+    UnknownTokens,
+    load_object,
+    namespace_of,
+    prompt_ids,
+    time_of,
+    token_ids,
+)
 from vt_sglang.replay.texts import Texts
 
 PREFIX = re.compile(rb"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)[^\]]*\] ")
@@ -90,7 +98,7 @@ class ServerLogReader:
         if not prompt:
             raise ValueError("an empty prompt")
         key = "|".join(str(obj[name]) for name in ("extra_key", "lora_path") if obj.get(name) is not None)
-        return Request(prompt, len(prompt), time_s, key or None)
+        return Request(prompt, len(prompt), time_s, namespace_of("extra_key or lora_path", key or None))
 
     def _output(self, out: dict[str, Any]) -> "array[int]":
         tokens = _completion_tokens(out.get("meta_info"))

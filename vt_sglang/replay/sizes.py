@@ -66,6 +66,10 @@ def parse_capacity(text: str, token_bytes: int) -> int:
     return int(number * _UNITS[found["tokens"].lower()]) * token_bytes
 
 
+LARGEST_BYTES = 2**56
+"""Of a page, a token or a cache: 64 PiB, far more than there is and far less than overflows."""
+
+
 def model(name: str, kv_dtype: str) -> Model:
     """A model by name, or by its config.json or the folder of that.
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 
-from vt_sglang.replay.request import Request, load_object, prompt_ids, time_of, token_ids
+from vt_sglang.replay.request import Request, load_object, namespace_of, prompt_ids, time_of, token_ids
 from vt_sglang.replay.texts import Texts
 
 
@@ -18,9 +18,7 @@ class TokenReader:
         prompt = len(ids)
         outputs = record.get("output_ids")
         ids += token_ids("output_ids", [] if outputs is None else outputs)
-        key = record.get("extra_key")
-        if not isinstance(key, str | None):
-            raise ValueError(f"extra_key is {key!r}, not a text")
+        key = namespace_of("extra_key", record.get("extra_key"))
         yield Request(ids, prompt, time_of("timestamp", record.get("timestamp")), key)
 
     def rest(self) -> Iterable[Request]:

@@ -4,6 +4,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+LARGEST = 1e300
+"""Beyond it numbers become infinite when they are drawn."""
+
 
 class FieldError(Exception):
     """A field is missing, or not what it has to be."""
@@ -48,6 +51,8 @@ class Field:
         """The number as it is in the file: an int stays one."""
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise self._wrong("a number")
+        if not abs(self.value) < LARGEST:
+            raise self._wrong("a number of ordinary size")
         return self.value
 
     def text(self) -> str:

@@ -55,9 +55,9 @@ def _read(path: Path) -> tuple[str, Field]:
     data = Field(value)
     try:
         kind = _kind(data)
+        schema = data.maybe("schema")
     except FieldError as error:
         raise ReportError(f"{path}: {error}") from None
-    schema = data.maybe("schema")
     if schema is not None and schema > SCHEMA:
         raise ReportError(f"{path}: schema {schema:g} is newer than this vt-sglang, which reads up to {SCHEMA}")
     return kind, data

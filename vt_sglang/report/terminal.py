@@ -2,13 +2,14 @@
 """The report's tables in a terminal."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import rich.table
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 
-from vt_sglang.report.model import Figure, Section
+from vt_sglang.report.model import Figure, Section, Table
 
 ROWS = 24
 """Rows up to which a table is printed whole."""
@@ -16,6 +17,8 @@ WORDS = 16
 """Columns that words get before they are broken."""
 THINNED = 12
 """Rows of a longer one."""
+LEAST_OF_SERIES = 3
+"""Of them, of every series that it has."""
 
 
 def show(sections: Sequence[Section], console: Console) -> None:
@@ -37,7 +40,7 @@ def show(sections: Sequence[Section], console: Console) -> None:
 def _figure(figure: Figure, console: Console) -> None:
     """Print a table under its title: lying on its side, if that takes fewer columns than the terminal lacks."""
     table = figure.table
-    chosen = _chosen(len(table.rows))
+    chosen = _chosen(table)
     console.print(f"[bold]{escape(figure.title)}", highlight=False)
     heads = [column.name for column in table.columns]
     rows = [[table.text(row, column) for column in range(len(heads))] for row in chosen]
@@ -82,8 +85,20 @@ def _least_width(table: rich.table.Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), table).minimum
 
 
-def _chosen(rows: int) -> list[int]:
-    """All rows, or THINNED of them evenly, with the first and the last."""
-    if rows <= ROWS:
-        return list(range(rows))
-    return [round(index * (rows - 1) / (THINNED - 1)) for index in range(THINNED)]
+def _chosen(table: Table) -> list[int]:
+    """All rows, or THINNED of them evenly. Where they are of several series, named in the first column, some of each,
+    so that series of equal length are shown at the same places. First and last are always among them."""
+    if len(table.rows) <= ROWS:
+        return list(range(len(table.rows)))
+    named = not table.columns[0].form
+    series = [list(them) for _, them in groupby(range(len(table.rows)), lambda row: table.rows[row][0] if named else 0)]
+    if len(series) > ROWS // LEAST_OF_SERIES:
+        series = [list(range(len(table.rows)))]
+    share = max(THINNED // len(series), LEAST_OF_SERIES)
+    return [row for rows in series for row in _evenly(rows, share)]
+
+
+def _evenly(rows: Sequence[int], count: int) -> Sequence[int]:
+    if len(rows) <= count:
+        return rows
+    return [rows[round(index * (len(rows) - 1) / (count - 1))] for index in range(count)]
