@@ -219,3 +219,11 @@ def test_a_result_that_cannot_be_written_is_refused_at_once(path: Path) -> None:
     assert result.exit_code == 2
     assert "--json /proc/result.json" in said(result)
     assert "hit rate" not in said(result).lower()
+
+
+def test_the_trace_is_not_overwritten(path: Path) -> None:
+    before = path.read_bytes()
+    result = CliRunner().invoke(app, ["replay", str(path), *SMALL, "--no-radix", "--json", str(path)])
+    assert result.exit_code == 2
+    assert "is the trace itself" in said(result)
+    assert path.read_bytes() == before

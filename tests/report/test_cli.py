@@ -136,3 +136,12 @@ def test_picture(tmp_path: Path) -> None:
         assert width == 1200
         assert height > 600
         assert len(content) < 150_000
+
+
+def test_a_result_is_not_overwritten(tmp_path: Path) -> None:
+    copy = tmp_path / "tree.json"
+    copy.write_bytes(TREE.read_bytes())
+    result = report(copy, "-o", copy)
+    assert result.exit_code == 2
+    assert "one of the results that are read" in result.output
+    assert copy.read_bytes() == TREE.read_bytes()

@@ -92,6 +92,8 @@ def test_what_is_missing_is_said(server: FakeServer, answers: dict[str, Any], wo
         ({"/metrics": 401}, "--api-key"),
         ({"/metrics": "a{b 1\n"}, "Prometheus"),
         ({"/server_info": "<html>"}, "not JSON"),
+        ({"/server_info": '{"internal_states": [{"vtensor": {"usage": 7}}]}'}, "not what this version"),
+        ({"/server_info": '{"internal_states": [{"vtensor": {"pages": "many"}}]}'}, "not what this version"),
     ],
 )
 def test_no_such_server_is_an_error(server: FakeServer, answers: dict[str, Any], words: str) -> None:
@@ -123,12 +125,14 @@ def test_a_server_that_is_not_there_is_an_error(server: FakeServer) -> None:
         ("http://",),
         ("127.0.0.1:port",),
         ("http://127.0.0.1:1", "--interval", "0"),
+        ("http://127.0.0.1:1", "--once", "--api-key", "secret\n"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...]) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+    assert "secret" not in result.output
 
 
 def test_addresses() -> None:

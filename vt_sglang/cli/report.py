@@ -14,7 +14,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="JSON files of `vt-sglang chat` or `replay`, bench/serve.py, bench/kernels.py or bench/tree.py.",
+            help="JSON files of `vt-sglang chat` or `replay`, or of the scripts in bench/.",
             show_default=False,
         ),
     ],

@@ -24,6 +24,8 @@ def run(settings: Settings, console: Console) -> None:
     if settings.json is not None and not settings.json.parent.is_dir():
         raise UsageError(f"--json {settings.json}: there is no folder {settings.json.parent}")
     if settings.json is not None:
+        if settings.json.resolve() == settings.trace.resolve():
+            raise UsageError(f"--json {settings.json} is the trace itself; name another file")
         try:
             check_writable(settings.json)
         except OSError as error:

@@ -35,6 +35,8 @@ def run(
     for path in (output, picture):
         if path and not path.parent.is_dir():
             raise ReportError(f"{path}: there is no folder {path.parent}")
+        if path and any(path.resolve() == run.resolve() for run in paths):
+            raise ReportError(f"{path} is one of the results that are read; name another file for the output")
     if picture:
         files |= _pictures(found, picture, figure)
     if output:

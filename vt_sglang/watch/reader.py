@@ -50,7 +50,10 @@ def sample(text: str | None, info: dict[str, Any] | None, time_s: float) -> Samp
     figures: dict[str, float] = {}
     busiest = None
     if info is not None:
-        figures, busiest = from_info(info)
+        try:
+            figures, busiest = from_info(info)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise NoAnswerError("/server_info is not what this version of vt-sglang reads") from None
     if text is not None:
         try:
             live = from_metrics(text)

@@ -43,6 +43,8 @@ class Source:
     def __init__(self, url: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         """api_key: that the server was started with. AddressError if the address is none."""
         self.url = normalized(url)
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise AddressError("the API key holds characters, a line end perhaps, that no key can have")
         self.api_key = api_key
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout_s = timeout_s
