@@ -312,8 +312,7 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
   Node* from = tree_.attached(slot);
   if (tokens.size() <= from->end) return {RadixTree::handle(from), it.duplicate, 0};
   const auto recorded = tree_.record(from, tokens, arena_.mapped(slot));
-  tree_.detach(slot);
-  tree_.attach(slot, recorded.node, false);
+  tree_.go_on(slot, recorded.node);
   if (tokens.size() > it.recorded) {
     live_tokens_ -= tokens.size() - it.recorded;
     it.recorded = tokens.size();

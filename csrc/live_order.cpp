@@ -41,4 +41,15 @@ void LiveOrder::remove(SlotId slot, Node* node) {
   places_[slot] = Place{};
 }
 
+void LiveOrder::go_on(SlotId slot, Node* from, Node* node) {
+  const Node* used = node;
+  while (used != from && used->first_live == kNoSlot) used = used->parent;
+  if (used == from) {
+    for (; node != from; node = node->parent) node->first_live = slot;
+  } else {
+    remove(slot, from);
+    insert(slot, node);
+  }
+}
+
 }  // namespace vt

@@ -31,12 +31,15 @@ class LiveOrder {
   void insert(SlotId slot, Node* node);
   // It was inserted with this node.
   void remove(SlotId slot, Node* node);
+  // Its tokens now go on to a node below the one that it was inserted with. Where nobody else is, nothing changes for
+  // the others, and the version stays.
+  void go_on(SlotId slot, Node* from, Node* node);
 
   SlotId first() const { return first_; }
   SlotId next(SlotId slot) const { return places_[slot].next; }
   // Tokens that a slot shares with the one before it, or kOtherRoot.
   std::ptrdiff_t shared(SlotId slot) const { return places_[slot].shared; }
-  // Another one after every change.
+  // Another one after every change of what is shared.
   std::uint64_t version() const { return version_; }
 
  private:

@@ -362,10 +362,7 @@ std::vector<RadixTree::Busy> RadixTree::busiest(std::size_t count) const {
 // ---- slots
 
 void RadixTree::attach(SlotId slot, Node* node, bool idle) {
-  Attachment& it = attachments_[slot];
-  it = {node, kNoSlot, node->slots, idle};
-  if (it.next != kNoSlot) attachments_[it.next].previous = slot;
-  node->slots = slot;
+  link(slot, node, idle);
   if (idle)
     add_idle(node, 1);
   else
@@ -373,17 +370,35 @@ void RadixTree::attach(SlotId slot, Node* node, bool idle) {
 }
 
 void RadixTree::detach(SlotId slot) {
+  if (attachments_[slot].node == nullptr) return;
+  const bool idle = attachments_[slot].idle;
+  Node* node = unlink(slot);
+  if (idle)
+    add_idle(node, -1);
+  else
+    live_order_.remove(slot, node);
+  if (node->is_root()) free_root_if_unused(node);
+}
+
+void RadixTree::go_on(SlotId slot, Node* node) {
+  Node* from = unlink(slot);
+  link(slot, node, false);
+  live_order_.go_on(slot, from, node);
+}
+
+void RadixTree::link(SlotId slot, Node* node, bool idle) {
   Attachment& it = attachments_[slot];
-  if (it.node == nullptr) return;
+  it = {node, kNoSlot, node->slots, idle};
+  if (it.next != kNoSlot) attachments_[it.next].previous = slot;
+  node->slots = slot;
+}
+
+// The node that the slot was attached to.
+Node* RadixTree::unlink(SlotId slot) {
+  Attachment& it = attachments_[slot];
   (it.previous == kNoSlot ? it.node->slots : attachments_[it.previous].next) = it.next;
   if (it.next != kNoSlot) attachments_[it.next].previous = it.previous;
-  if (it.idle)
-    add_idle(it.node, -1);
-  else
-    live_order_.remove(slot, it.node);
-  Node* node = it.node;
-  it = Attachment{};
-  if (node->is_root()) free_root_if_unused(node);
+  return std::exchange(it, Attachment{}).node;
 }
 
 void RadixTree::add_idle(Node* node, std::int32_t count) {

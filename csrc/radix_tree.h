@@ -139,6 +139,8 @@ class RadixTree {
 
   void attach(SlotId slot, Node* node, bool idle);
   void detach(SlotId slot);
+  // Attaches a slot in use to a node below its own.
+  void go_on(SlotId slot, Node* node);
   Node* attached(SlotId slot) const { return attachments_[slot].node; }
   // Those that are attached and not idle, as the tree orders them.
   const LiveOrder& live_order() const { return live_order_; }
@@ -186,6 +188,8 @@ class RadixTree {
   void list_remove(Node* node);
   void prefetch_evictions(const Node* leaf) const;
   void add_idle(Node* node, std::int32_t count);
+  void link(SlotId slot, Node* node, bool idle);
+  Node* unlink(SlotId slot);
 
   PagePool& pool_;
   Geometry geometry_;
