@@ -427,15 +427,17 @@ class DecodePlan:
     def update(self, slots: npt.NDArray[np.int64], buffer: npt.NDArray[np.int32], tile: int, workers: int) -> bool:
         """Plan for a batch, by what the tree knows now. The plan holds while the batch decodes on, whatever else
         happens to the tree, as long as its requests are live. It is the same on every rank that made the same calls.
+        It is made after `grow`: the last token backed is taken for the one that the step computes, and left to the row.
 
         Args:
             slots: [batch], each live and named once, or 0, the padding slot.
-            buffer: [size] int32, contiguous; written in full, if at all.
+            buffer: [size] int32, contiguous; written in full, if at all. One whose copy to the device may still be
+                under way must not be given.
             tile: tokens of a tile.
             workers: that the tiles are dealt to; fewer are used where there are fewer tiles.
 
         Returns:
-            Whether the buffer was written: not if the plan is the one of the last call.
+            Whether the buffer was written: not if the plan is the one of the last call, whatever buffer that was given.
 
         Raises:
             ValueError: a slot that is not live or named twice, more rows or workers than the plan is made for, or
