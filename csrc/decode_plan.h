@@ -2,9 +2,10 @@
 // Which stretches of KV the requests of a decode batch read together: docs/design.md, "Tree-aware decode", has the
 // mathematics and the cost that is minimised.
 //
-//     members in tree order     0   1   2   3   4        the system prompt's task serves all five, each conversation's
-//     [ system prompt         )  ---------------         task those that were forked off it; what is left of a row is
-//     [ conversation )           -------   -----         its own part
+//     rows, in the order of the tree     0    1    2    3    4
+//     tokens [0, 4000)                   ---------------------     one task: the system prompt, read once for five
+//     [4000, 9000), [4000, 5000)         -----------    ------     two tasks: conversations that were forked
+//     the rest                           |    |    |    |    |     each row's own part
 #pragma once
 
 #include <cstddef>
