@@ -49,8 +49,7 @@ def run(
         max_places=4 * batch + 5 * (workers + 2) * members,
         members=members,
         workers=workers + 2,
-        heads=heads,
-        v_head_dim=head_dim,
+        tile=tile,
         device=DEVICE,
     )
     plan = DecodePlan(
@@ -65,11 +64,10 @@ def run(
         config=DecodeConfig(tile, 4, 2, 1),
         shared=shared,
     )
-    for scratch in (plan.partial, plan.partial_lse, shared.partial, shared.partial_lse):
+    for scratch in (plan.partial, plan.partial_lse):
         scratch.fill_(float("nan"))
     order = order or list(range(batch))
-    host = words(shared, segments, arena.slots.tolist(), order, tile=tile)
-    shared.copy(host)
+    shared.words.copy_(words(shared, segments, arena.slots.tolist(), order))
     expected = []
     for row, length in enumerate(lengths):
         keys, values = arena.request(row, length)
@@ -84,14 +82,14 @@ def run(
             )[0]
         )
     if spoil:
-        named = {(int(task[0]), int(task[1])) for task in shared.tasks[: int(shared.count)]}
+        named = {(int(task[0]), int(task[1])) for task in shared.tasks[: int(shared.header[0])]}
         for segment in segments:
             for row in segment.rows:
                 if (int(arena.slots[row]), segment.start) not in named:
                     for cache in (arena.k, arena.v):
                         cache[arena.slots[row], segment.start : segment.stop] = 9.0  # finite: tiles overlap
     lengths_on = torch.tensor(lengths, device=DEVICE)
-    plan.update(lengths_on)
+    plan.update(arena.slots.to(DEVICE), lengths_on)
     on = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
     decode_attention(
         q.to(DEVICE), arena.k, arena.v, out, arena.slots.to(DEVICE), lengths_on, plan, scaling=head_dim**-0.5, **on
@@ -162,7 +160,7 @@ def test_no_task_is_plain_decode() -> None:
     sizes = {"max_batch": 4, "kv_heads": 2, "group": 4, "head_dim": 64, "v_head_dim": 64, "itemsize": 2}
     plan = DecodePlan(**sizes, multiprocessors=10, device=DEVICE, config=DecodeConfig(16, 4, 2, 1))
     on = torch.tensor(lengths, device=DEVICE)
-    plan.update(on)
+    plan.update(arena.slots.to(DEVICE), on)
     decode_attention(q, arena.k, arena.v, out, arena.slots.to(DEVICE), on, plan, scaling=64**-0.5)
     assert torch.equal(out, with_plan)
 
