@@ -271,7 +271,9 @@ def shared_hopper_kernel(
     )  # fmt: skip
 
 
-def shared_hopper_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: DecodePlan, scaling: float) -> None:
+def shared_hopper_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: DecodePlan, scaling: float
+) -> None:
     """The partial results of a plan's shared tasks.
 
     Args:

@@ -369,7 +369,7 @@ class KVCache:
             dtype: uint8, float16, bfloat16, float32 or float64.
         """
 
-class DecodePlan:
+class SharePlan:
     """What the requests of a decode batch read together: docs/design.md, "Tree-aware decode".
 
     A *task* reads tokens [start, end) once for up to `members_per_task` rows of the batch. A row's tasks, its *levels*,

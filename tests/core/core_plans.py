@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from core_harness import ints
 
-from vt_sglang._core import DecodePlan, KVCache
+from vt_sglang._core import SharePlan, KVCache
 
 PADDING = 0  # the slot
 
@@ -41,7 +41,7 @@ class Planner:
     ) -> None:
         self.max_batch, self.max_workers, self.max_levels = max_batch, max_workers, max_levels
         self.members_per_task, self.least_saved = members_per_task, least_saved
-        self.plan = DecodePlan(
+        self.plan = SharePlan(
             cache,
             max_batch=max_batch,
             max_workers=max_workers,

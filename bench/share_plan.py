@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of the host's plan for tree-aware decode, in microseconds, the call from Python included.
 
-    python bench/decode_plan.py [--json report/decode_plan.json]
+    python bench/share_plan.py [--json report/share_plan.json]
 
 Before each call a request leaves the batch and another takes its place, so that the plan is made anew: "warm" at once,
 "cold" after the processor's caches were filled with other data, as between two steps of a server. "unchanged" is the
@@ -22,7 +22,7 @@ from common import write_json
 from rich.console import Console
 from rich.table import Table
 
-from vt_sglang._core import DecodePlan, KVCache
+from vt_sglang._core import SharePlan, KVCache
 
 REPEATS = 300
 TILE, WORKERS, MEMBERS_PER_TASK = 128, 132, 16
@@ -45,7 +45,7 @@ class Batch:
         )
         self.requests = requests
         self.slots = np.array([self._start(turns) for turns in requests])
-        self.plan = DecodePlan(
+        self.plan = SharePlan(
             self.cache, max_batch=len(requests), max_workers=WORKERS, members_per_task=MEMBERS_PER_TASK
         )
         self.buffer = np.zeros(self.plan.size, dtype=np.int32)

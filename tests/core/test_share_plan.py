@@ -10,7 +10,7 @@ import pytest
 from core_harness import MakeCache, Memory, Request, ids, ints, pattern, prefix_hashes, run
 from core_plans import PADDING, Planner, cheapest
 
-from vt_sglang._core import DecodePlan, KVCache
+from vt_sglang._core import SharePlan, KVCache
 
 Decoding = Callable[..., Request]
 
@@ -394,7 +394,7 @@ def test_what_is_no_batch(cache: KVCache, decoding: Decoding) -> None:
 
 
 def test_what_is_no_buffer(cache: KVCache) -> None:
-    plan = DecodePlan(cache, max_batch=2, max_workers=4, members_per_task=4)
+    plan = SharePlan(cache, max_batch=2, max_workers=4, members_per_task=4)
     with pytest.raises(ValueError, match=f"the buffer has 5 integers, and the plan {plan.size}"):
         plan.update(ints(0), np.zeros(5, dtype=np.int32), 4, 4)
     read_only = np.zeros(plan.size, dtype=np.int32)

@@ -17,7 +17,7 @@
 
 namespace vt {
 
-class DecodePlan {
+class SharePlan {
  public:
   struct Limits {
     std::size_t max_batch;
@@ -62,7 +62,7 @@ class DecodePlan {
     std::size_t tile = 0, workers = 0;
   };
 
-  DecodePlan(const Limits& limits, std::size_t slot_tokens);
+  SharePlan(const Limits& limits, std::size_t slot_tokens);
 
   const Limits& limits() const { return limits_; }
   const Layout& layout() const { return layout_; }
