@@ -208,7 +208,7 @@ def _own(
     shared = None
     if sharing is not None:
         hopper = sharing == "hopper"
-        members, tile = (shared_hopper.ROWS if hopper else 64) // _GROUP, shared_hopper.TILE if hopper else 64
+        members, tile = shared_hopper.ROWS // _GROUP, shared_hopper.TILE
         workers = multiprocessors // KV_HEADS
         cache, slots = _tree(shape)
         plan = SharePlan(

@@ -23,7 +23,7 @@ and what the tile before had is masked. Requests shorter than a tile are read by
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .merge import merge_kernel
@@ -32,8 +32,8 @@ from .shared_hopper import shared_hopper_attention
 from .softmax import attend
 from .tiles import RUN_FIELDS, TASK_FIELDS, DecodePlan, first_visible, worker_of, workers_used
 
-# Parts of a request that the merge reads at a time, at least and at most.
-_LEAST_PARTS, _MOST_PARTS = 8, 64
+# Programs of the merge from which on each is a single warp, so that all run at once.
+_MANY_MERGES = 1024
 
 
 @triton.jit
@@ -298,7 +298,6 @@ def decode_kernel(
     BLOCK_V_DIM: tl.constexpr,
     SHARED_STAGES: tl.constexpr,
     PDL: tl.constexpr,
-    AFTER_SHARED: tl.constexpr,
 ):
     """One program a KV head and worker: first those for what requests read by themselves, which wait for memory, then
     those for shared tasks, which wait for tensor cores; a multiprocessor runs one of each. The programs of a worker's
@@ -337,8 +336,6 @@ def decode_kernel(
             TASK_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_ROWS, BLOCK_DIM, BLOCK_V_DIM,
             SHARED_STAGES,
         )  # fmt: skip
-    if AFTER_SHARED:
-        gdc_wait()  # who waits for this kernel waits for the shared tasks' too
 
 
 def decode_attention(
@@ -384,8 +381,6 @@ def decode_attention(
     # A kernel is set up while the one before it still runs (programmatic dependent launch).
     pdl = {"launch_pdl": True} if plan.overlap_merge else {}
     on_hopper = shared is not None and shared.hopper
-    if on_hopper:
-        shared_hopper_attention(q, k, v, plan, scaling)
     here = None if on_hopper else shared
     decode_kernel[(kv_heads, plan.workers + (here.workers if here else 0))](
         q,
@@ -433,12 +428,13 @@ def decode_attention(
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
         SHARED_STAGES=config.shared_stages,
         PDL=plan.overlap_merge,
-        AFTER_SHARED=on_hopper,
         num_warps=config.warps,
         num_stages=config.stages,
-        **(pdl if on_hopper else {}),
     )
+    if on_hopper:
+        shared_hopper_attention(q, k, v, plan, scaling)
     parts = plan.workers // batch + 1 + (shared.workers if shared else 0)
+    many = batch * heads >= _MANY_MERGES
     merge_kernel[(batch, heads)](
         plan.partial,
         plan.partial_lse,
@@ -449,10 +445,10 @@ def decode_attention(
         out.stride(1),
         V_HEAD_DIM=v_head_dim,
         BLOCK_LEVELS=plan.parts.shape[2],
-        BLOCK_PARTS=min(max(triton.next_power_of_2(parts), _LEAST_PARTS), _MOST_PARTS),
+        BLOCK_PARTS=min(max(triton.next_power_of_2(parts), 8), 16 if many else 64),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
         PDL=plan.overlap_merge,
-        num_warps=4,
+        num_warps=1 if many else 4,
         **pdl,
     )
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shared tasks of tree-aware decode on Hopper: what decode.py's `_attend_shared` computes, by warps with roles.
 
-    producer, 1 warp:           copies K and V tiles to shared memory (TMA), as far ahead as there is room
-    consumers, 4 warps each:    scores, softmax and sums of 64 rows each
+    producer, 1 warp:     copies K and V tiles to shared memory (TMA), as far ahead as there is room
+    consumer, 4 warps:    scores, softmax and sums of 64 rows
 
-A row is a query head of one of the requests that share a task, so that a tile is read once for 128 rows. The consumers
-take turns at the tensor cores, as in prefill_hopper.py. A task's tiles go from its last to its first; the last one is
-moved back to end where the task ends, and masked where it overlaps the one before.
+A row is a query head of one of the requests that share a task, so that a tile is read once for 64 rows. The scores of a
+tile are computed while the weights of the one before meet its values. A task's tiles go from its last to its first; the
+last one is moved back to end where the task ends, and masked where it overlaps the one before.
+
+A program takes half a multiprocessor's registers and shared memory. It runs beside one of the decode kernel's, which
+waits for memory while this one keeps the tensor cores busy.
 """
 
 import torch
@@ -20,21 +23,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
 from .tiles import TASK_FIELDS, DecodePlan
 
-ROWS = 128
+ROWS = 64
 """Query heads for which a tile is read once."""
 
-TILE = 128
+TILE = 64
 """Tokens a step."""
 
-_STAGES = 2  # tiles of K, and of V, in shared memory
-_CONSUMER_ROWS = 64
-_CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 240, 24
+_STAGES = 3  # tiles of K, and of V, in shared memory
+_REGISTERS, _PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
 
 
 @gluon.jit
@@ -83,10 +85,10 @@ def _producer(
 
 @gluon.jit
 def _consumer(
-    q, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, my_turn, other_turn, header, tasks, order, run,
+    q, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, header, tasks, order, run,
     partial, partial_lse, own_places, q_batch_stride, q_head_stride, scaling,
-    CONSUMER: gl.constexpr, TASK_FIELDS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr,
-    ROWS: gl.constexpr, STAGES: gl.constexpr,
+    TASK_FIELDS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, ROWS: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     WARPS: gl.constexpr = ROWS // 16
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, TILE, 16])
@@ -103,10 +105,8 @@ def _consumer(
     worker = gl.program_id(1)
     heads = gl.num_programs(0) * GROUP
     scale = scaling * 1.4426950408889634
-    mine = q_smem.index(CONSUMER)
     k_step = 0
     v_step = 0
-    turn = 0
     tile = gl.load(run + 2)
     end = gl.load(run + 3)
     total = gl.load(header + 1)
@@ -117,18 +117,18 @@ def _consumer(
         count = gl.load(at + 4)
         first_place = own_places + gl.load(at + 5)
 
-        rows = CONSUMER * ROWS + gl.arange(0, ROWS, L_ROWS)
+        rows = gl.arange(0, ROWS, L_ROWS)
         there = rows // GROUP < count
         request = gl.load(order + first_member + rows // GROUP, mask=there, other=0)
         from_ = request.to(gl.int64) * q_batch_stride + (kv_head * GROUP + rows % GROUP) * q_head_stride
         dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LOAD))
         query = gl.load(q + from_.expand_dims(1) + dims.expand_dims(0), mask=there.expand_dims(1), other=0.0)
-        mine.store(query)
+        q_smem.store(query)
         fence_async_shared()
         gl.thread_barrier()
 
         sums = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
-        s = scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+        s = scores(q_smem, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
         # An arrival is a warp group's: all its warps meet before it, so that none still reads what is given back.
         s = warpgroup_mma_wait(0, [s])
         mbarrier.arrive(k_empty.index(k_step % STAGES))
@@ -143,13 +143,10 @@ def _consumer(
         p = packed(weights, dtype)
 
         for _ in range(1, last - first):
-            mbarrier.wait(my_turn, turn & 1)
-            turn += 1
-            s = scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+            s = scores(q_smem, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
             operand = operand_of(p, P_LAYOUT, dtype)
             o = warpgroup_mma(operand, v_smem.index(v_step % STAGES), sums, is_async=True)
-            mbarrier.arrive(other_turn)
             s = warpgroup_mma_wait(1, [s])
             mbarrier.arrive(k_empty.index(k_step % STAGES))
             k_step += 1
@@ -174,10 +171,10 @@ def _consumer(
 
         span = worker - (((begin + 1).to(gl.int64) * used - 1) // total).to(gl.int32)
         place = first_place + span * count
-        s_rows = CONSUMER * ROWS + gl.arange(0, ROWS, S_ROWS)
+        s_rows = gl.arange(0, ROWS, S_ROWS)
         to = (place + s_rows // GROUP).to(gl.int64) * heads + kv_head * GROUP + s_rows % GROUP
         gl.store(partial_lse + to, lse, mask=s_rows // GROUP < count)
-        o_rows = CONSUMER * ROWS + gl.arange(0, ROWS, O_ROWS)
+        o_rows = gl.arange(0, ROWS, O_ROWS)
         to = (place + o_rows // GROUP).to(gl.int64) * heads + kv_head * GROUP + o_rows % GROUP
         dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, O_LAYOUT))
         gl.store(
@@ -209,35 +206,29 @@ def shared_hopper_kernel(
     TILE: gl.constexpr,
     ROWS: gl.constexpr,
     STAGES: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):
-    """One program a KV head and worker."""
+    """One program a KV head and worker. It begins beside the decode kernel before it, and ends when that is done: who
+    waits for this kernel waits for both."""
     gdc_launch_dependents()
     run = runs + gl.program_id(1) * 4
     if gl.load(run) > gl.load(run + 1):
+        gdc_wait()
         return
     dtype: gl.constexpr = k_rows.dtype
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16)
-    BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
-    q_smem = gl.allocate_shared_memory(dtype, [2, ROWS, HEAD_DIM], SHARED)
+    barrier: gl.constexpr = mbarrier.MBarrierLayout()
+    q_smem = gl.allocate_shared_memory(dtype, [ROWS, HEAD_DIM], gl.NVMMASharedLayout(128, 16))
     k_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, HEAD_DIM], k_rows.layout)
     v_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, HEAD_DIM], v_rows.layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    # Two of their own: a barrier that is waited for and one that is told may share no allocation, or all warps meet.
-    first_turn = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
-    second_turn = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], barrier)
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(k_empty.index(stage), count=2)
-        mbarrier.init(v_empty.index(stage), count=2)
-    mbarrier.init(first_turn, count=1)
-    mbarrier.init(second_turn, count=1)
-    mbarrier.arrive(first_turn)
+        mbarrier.init(k_empty.index(stage), count=1)
+        mbarrier.init(v_empty.index(stage), count=1)
     fence_async_shared()
     # Written out in place: a tuple that has a name loses its constants.
     gl.warp_specialize(
@@ -245,17 +236,9 @@ def shared_hopper_kernel(
             (
                 _consumer,
                 (
-                    q, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, first_turn, second_turn, header, tasks,
-                    order, run, partial, partial_lse, own_places, q_batch_stride, q_head_stride, scaling,
-                    0, TASK_FIELDS, GROUP, HEAD_DIM, TILE, ROWS, STAGES,
-                ),
-            ),
-            (
-                _consumer,
-                (
-                    q, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, second_turn, first_turn, header, tasks,
-                    order, run, partial, partial_lse, own_places, q_batch_stride, q_head_stride, scaling,
-                    1, TASK_FIELDS, GROUP, HEAD_DIM, TILE, ROWS, STAGES,
+                    q, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, header, tasks, order, run, partial,
+                    partial_lse, own_places, q_batch_stride, q_head_stride, scaling,
+                    TASK_FIELDS, GROUP, HEAD_DIM, TILE, ROWS, STAGES,
                 ),
             ),
             (
@@ -266,9 +249,10 @@ def shared_hopper_kernel(
                 ),
             ),
         ],
-        [ROWS // 16, 1],
-        [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
+        [1],
+        [PRODUCER_REGISTERS],
     )  # fmt: skip
+    gdc_wait()
 
 
 def shared_hopper_attention(
@@ -305,11 +289,12 @@ def shared_hopper_attention(
         GROUP=heads // kv_heads,
         HEAD_DIM=head_dim,
         TILE=TILE,
-        ROWS=_CONSUMER_ROWS,
+        ROWS=ROWS,
         STAGES=_STAGES,
-        CONSUMER_REGISTERS=_CONSUMER_REGISTERS,
         PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
-        num_warps=_CONSUMER_ROWS // 16,
+        num_warps=ROWS // 16,
+        maxnreg=_REGISTERS,
+        launch_pdl=True,
     )
 
 
