@@ -22,7 +22,7 @@ from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvca
 from vt_sglang._core import KVCache, SharePlan
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import DecodePlan, SharedTasks
+from vt_sglang.triton_kernels.tiles import SHARED_READ, DecodePlan, SharedTasks
 
 HEADS, KV_HEADS = 32, 8
 _GROUP = HEADS // KV_HEADS
@@ -212,7 +212,12 @@ def _own(
         workers = multiprocessors // KV_HEADS
         cache, slots = _tree(shape)
         plan = SharePlan(
-            cache, max_batch=shape.requests, max_workers=workers, members_per_task=members, max_levels=_LEVELS
+            cache,
+            max_batch=shape.requests,
+            max_workers=workers,
+            members_per_task=members,
+            members_per_read=SHARED_READ * members,
+            max_levels=_LEVELS,
         )
         shared = SharedTasks(
             max_batch=shape.requests,

@@ -138,9 +138,10 @@ class PyCache {
 class PyPlan {
  public:
   PyPlan(PyCache& cache, std::size_t max_batch, std::size_t max_workers, std::size_t members_per_task,
-         std::size_t max_levels, std::size_t least_saved, std::size_t max_places)
+         std::size_t members_per_read, std::size_t max_levels, std::size_t least_saved, std::size_t max_places)
       : cache_(*cache),
-        plan_({max_batch, max_workers, members_per_task, max_levels, least_saved, max_places}, cache->slot_tokens()) {}
+        plan_({max_batch, max_workers, members_per_task, members_per_read, max_levels, least_saved, max_places},
+              cache->slot_tokens()) {}
 
   bool update(const Integers& slots, const Buffer& buffer, std::size_t tile, std::size_t workers) {
     const auto ids = convert<SlotId>(slots, "slot");
@@ -435,9 +436,10 @@ NB_MODULE(_core, m) {
       .def_prop_ro("base", [](PyCache& it) { return it->base(); });
 
   nb::class_<PyPlan>(m, "SharePlan")
-      .def(nb::init<PyCache&, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>(),
+      .def(nb::init<PyCache&, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t,
+                    std::size_t>(),
            nb::keep_alive<1, 2>(), "cache"_a, nb::kw_only(), "max_batch"_a, "max_workers"_a, "members_per_task"_a,
-           "max_levels"_a = 8, "least_saved"_a = 128, "max_places"_a = 0)
+           "members_per_read"_a = 0, "max_levels"_a = 8, "least_saved"_a = 128, "max_places"_a = 0)
       .def("update", &PyPlan::update, "slots"_a, "buffer"_a.noconvert(), "tile"_a, "workers"_a)
       .def("facts", [](const PyPlan& it) { return as_dict(it.facts()); })
       .def_prop_ro("size", [](const PyPlan& it) { return it->layout().size; })

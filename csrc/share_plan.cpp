@@ -40,6 +40,8 @@ SharePlan::SharePlan(const Limits& limits, std::size_t slot_tokens) : limits_(li
   check_limit("max_batch", limits.max_batch, 1);
   check_limit("max_workers", limits.max_workers, 1);
   check_limit("members_per_task", limits.members_per_task, 2);
+  if (limits_.members_per_read == 0) limits_.members_per_read = limits.members_per_task;
+  check_limit("members_per_read", limits_.members_per_read, limits.members_per_task);
   check_limit("max_levels", limits.max_levels, 1);
   require(limits.least_saved >= 1 && limits.least_saved <= std::numeric_limits<std::int32_t>::max(),
           "least_saved must be positive and less than 2**31, not " + std::to_string(limits.least_saved));
@@ -72,7 +74,7 @@ void SharePlan::check(std::size_t batch, std::size_t tile, std::size_t workers, 
 }
 
 bool SharePlan::is_of(std::span<const SlotId> slots, std::uint64_t version, std::size_t tile,
-                       std::size_t workers) const {
+                      std::size_t workers) const {
   return made_ && key_.version == version && key_.tile == tile && key_.workers == workers &&
          std::equal(slots.begin(), slots.end(), key_.slots.begin(), key_.slots.end());
 }
@@ -91,6 +93,8 @@ void SharePlan::make(Key key, std::span<const Member> members, std::span<std::in
 }
 
 std::size_t SharePlan::tasks_for(std::size_t members) const { return divide_up(members, limits_.members_per_task); }
+
+std::size_t SharePlan::reads_for(std::size_t members) const { return divide_up(members, limits_.members_per_read); }
 
 // Stretches that neighbours share are nested, like brackets. One is open as long as they share as much.
 void SharePlan::find_segments(std::span<const Member> members) {
@@ -120,7 +124,7 @@ void SharePlan::close(const Open& open, std::size_t last) {
   if (!std::is_sorted(begin, drops_.end(), earlier)) std::sort(begin, drops_.end(), earlier);
 
   Segment segment{open.first, last - open.first, open.end, -1};
-  const std::size_t tasks = tasks_for(segment.count);
+  const std::size_t reads = reads_for(segment.count);
   const std::size_t cost = limits_.least_saved * segment.count;
   std::size_t copies = segment.count;
   auto next = begin;
@@ -132,7 +136,7 @@ void SharePlan::close(const Open& open, std::size_t last) {
   std::ptrdiff_t position = end;
   std::size_t saved = 0;  // by reading [position, end) once a task
   for (;;) {
-    const std::size_t gain = copies - tasks;
+    const std::size_t gain = copies - reads;
     const bool more = next != drops_.end();
     if (saved < cost && gain > 0) {
       const std::size_t tokens = divide_up(cost - saved, gain);
@@ -153,7 +157,7 @@ void SharePlan::close(const Open& open, std::size_t last) {
     *kept++ = *next++;
   }
   drops_.erase(kept, drops_.end());
-  if (segment.latest >= 0) drops_.push_back({segment.latest, copies - tasks, saved - cost});
+  if (segment.latest >= 0) drops_.push_back({segment.latest, copies - reads, saved - cost});
   segments_.push_back(segment);
 }
 

@@ -27,13 +27,13 @@ from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .merge import merge_kernel
-from .numerics import LOG2E
+from .numerics import LOG2E, fetch_ahead
 from .shared_hopper import shared_hopper_attention
 from .softmax import attend
 from .tiles import RUN_FIELDS, TASK_FIELDS, DecodePlan, first_visible, worker_of, workers_used
 
-# Programs of the merge from which on each is a single warp, so that all run at once.
-_MANY_MERGES = 1024
+# Elements of partial results that a program of the merge reads at a time.
+_MERGED = 8192
 
 
 @triton.jit
@@ -121,13 +121,26 @@ def _attend_shared(
 
 
 @triton.jit
+def _request(requests, rank, there, RUN_FIELDS: tl.constexpr):
+    """What is to be known of a request: RUN_FIELDS in tiles.py. Zeros if it is not there."""
+    fields = requests + rank * RUN_FIELDS
+    return (
+        tl.load(fields, there, 0),
+        tl.load(fields + 1, there, 0),
+        tl.load(fields + 2, there, 0),
+        tl.load(fields + 3, there, 0),
+        tl.load(fields + 4, there, 0),
+    )
+
+
+@triton.jit
 def _attend_own(
-    q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, runs, sinks, worker, kv_head, kv_heads, slot_tokens,
-    q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
+    q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head, kv_heads,
+    slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
     v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
     RUN_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_V_DIM: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The worker's run of the tiles that requests read by themselves: a row is a query head."""
     run = runs + worker * 4
@@ -139,31 +152,33 @@ def _attend_own(
     tokens = tl.arange(0, TILE)
     row_mask = rows < GROUP
     heads = kv_head * GROUP + rows
-    for rank in tl.range(tl.load(run), tl.load(run + 1) + 1, flatten=True):
-        fields = requests + rank * RUN_FIELDS
-        request = tl.load(fields)
-        request_begin = tl.load(fields + 1)
-        request_end = tl.load(fields + 2)
-        own_start = tl.load(fields + 3)
-        length = tl.load(fields + 4)
-        slot = tl.load(fields + 5)
-        whole = (tl.load(fields + 6) != 0) & (tile <= request_begin) & (end >= request_end)
-        query = tl.load(
-            q + request.to(tl.int64) * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
-            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
-            other=0.0,
-        )
+    first_rank = tl.load(run)
+    last_rank = tl.load(run + 1)
+    query_mask = row_mask[:, None] & (dims[None, :] < HEAD_DIM)
+    query_at = q + heads[:, None] * q_head_stride + dims[None, :]
+    store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
+    lines = tl.arange(0, BLOCK_GROUP * BLOCK_DIM // 64) * 64 % (GROUP * HEAD_DIM)
+    for rank in tl.range(first_rank, last_rank + 1, flatten=True):
+        request, own_start, length, slot, alone = _request(requests, rank, True, RUN_FIELDS)
+        query = tl.load(query_at + request.to(tl.int64) * q_batch_stride, query_mask, 0.0)
+        # The next one's comes to the L1 cache, so that its first tile does not wait for it.
+        if AHEAD:
+            next_request = tl.load(requests + tl.minimum(rank + 1, last_rank) * RUN_FIELDS)
+            fetch_ahead(q + next_request.to(tl.int64) * q_batch_stride + kv_head * GROUP * q_head_stride + lines)
+            fetch_ahead(requests + tl.minimum(rank + 2, last_rank) * RUN_FIELDS)
+        begin = tl.load(rank_ends + rank)
+        stop = tl.load(rank_ends + rank + 1)
         k_base = k + slot.to(tl.int64) * k_slot_stride + kv_head * k_head_stride
         v_base = v + slot.to(tl.int64) * v_slot_stride + kv_head * v_head_stride
         row = slot * slot_tokens
-        first = tl.maximum(tile, request_begin)
-        last = tl.minimum(end, request_end)
+        first = tl.maximum(tile, begin)
+        last = tl.minimum(end, stop)
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
         sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
         tl.assume(first < last)
         for index in range(first, last):
-            start = own_start + (index - request_begin) * TILE
+            start = own_start + (index - begin) * TILE
             position = tl.minimum(start, length - TILE)
             keys, values = _tile(
                 k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
@@ -172,8 +187,7 @@ def _attend_own(
             top, denominator, sums = attend(
                 query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
             )
-        store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
-        if whole:
+        if (alone != 0) & (tile <= begin) & (end >= stop):
             if sinks is not None:
                 sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
                 denominator += tl.exp2(sink * LOG2E - top)
@@ -262,6 +276,7 @@ def decode_kernel(
     requests,  # [batch, RUN_FIELDS]
     short_requests,  # [batch]
     shorts,  # [1]
+    rank_ends,  # [batch + 1]
     runs,  # [workers, 4]
     header,  # [HEADER], or None
     tasks,  # [tasks, TASK_FIELDS], or None
@@ -316,10 +331,10 @@ def decode_kernel(
         v_factor = tl.load(v_scale)
     if worker < own_workers:
         _attend_own(
-            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, runs, sinks, worker, kv_head, kv_heads,
+            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head, kv_heads,
             slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
             v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
-            RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
+            RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, PDL,
         )  # fmt: skip
         _attend_short(
             q, k, v, out, slots, lengths, short_requests, tl.load(shorts), sinks, worker, own_workers, kv_head,
@@ -396,6 +411,7 @@ def decode_attention(
         plan.requests,
         plan.short_requests,
         plan.shorts,
+        plan.rank_ends,
         plan.runs,
         here and here.header,
         here and here.tasks,
@@ -434,8 +450,9 @@ def decode_attention(
     if on_hopper:
         shared_hopper_attention(q, k, v, plan, scaling)
     parts = plan.workers // batch + 1 + (shared.workers if shared else 0)
-    many = batch * heads >= _MANY_MERGES
-    merge_kernel[(batch, heads)](
+    block_group, block_v_dim = triton.next_power_of_2(group), triton.next_power_of_2(v_head_dim)
+    most = max(1, _MERGED // (block_group * block_v_dim))
+    merge_kernel[(batch, kv_heads)](
         plan.partial,
         plan.partial_lse,
         plan.parts,
@@ -443,12 +460,14 @@ def decode_attention(
         sinks,
         out.stride(0),
         out.stride(1),
+        GROUP=group,
         V_HEAD_DIM=v_head_dim,
         BLOCK_LEVELS=plan.parts.shape[2],
-        BLOCK_PARTS=min(max(triton.next_power_of_2(parts), 8), 16 if many else 64),
-        BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
+        BLOCK_PARTS=min(triton.next_power_of_2(parts), most),
+        BLOCK_GROUP=block_group,
+        BLOCK_V_DIM=block_v_dim,
         PDL=plan.overlap_merge,
-        num_warps=1 if many else 4,
+        num_warps=4,
         **pdl,
     )
 

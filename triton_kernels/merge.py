@@ -23,54 +23,60 @@ def merge_kernel(
     sinks,  # [heads] or None
     out_batch_stride,
     out_head_stride,
+    GROUP: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     BLOCK_LEVELS: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
     BLOCK_V_DIM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a request and query head. All that can be read before the parts are there is read before."""
+    """One program a request and KV head. All that can be read before the parts are there is read before."""
     request = tl.program_id(0)
-    head = tl.program_id(1)
-    heads = tl.num_programs(1)
+    heads = tl.num_programs(1) * GROUP
     level = tl.arange(0, BLOCK_LEVELS)
+    row = tl.arange(0, BLOCK_GROUP)
+    head = tl.program_id(1) * GROUP + row
     v_dims = tl.arange(0, BLOCK_V_DIM)
-    mask = v_dims < V_HEAD_DIM
+    mask = (row < GROUP)[:, None] & (v_dims < V_HEAD_DIM)[None, :]
     at = parts + request * 3 * BLOCK_LEVELS + level
     first = tl.load(at)
     step = tl.load(at + BLOCK_LEVELS)
     ends = tl.load(at + 2 * BLOCK_LEVELS)
-    top = tl.full([], float("-inf"), tl.float32)
-    denominator = tl.zeros([], tl.float32)
+    top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+    denominator = tl.zeros([BLOCK_GROUP], tl.float32)
     if sinks is not None:
-        top = tl.load(sinks + head).to(tl.float32) * LOG2E
+        top = tl.load(sinks + head, mask=row < GROUP, other=0.0).to(tl.float32) * LOG2E
         denominator += 1.0
     total = tl.max(ends, 0)
-    to = out + request.to(tl.int64) * out_batch_stride + head * out_head_stride + v_dims
+    to = out + request.to(tl.int64) * out_batch_stride + head[:, None] * out_head_stride + v_dims[None, :]
     if total < 0:  # padding: nobody else writes it
-        tl.store(to, tl.zeros([BLOCK_V_DIM], tl.float32).to(out.dtype.element_ty), mask=mask)
+        tl.store(to, tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32).to(out.dtype.element_ty), mask=mask)
     if total <= 0:
         return
     if PDL:
         gdc_wait()  # for the decode kernel's results
-    sums = tl.zeros([BLOCK_V_DIM], tl.float32)
+    sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
     for block in range(0, total, BLOCK_PARTS):
         part = block + tl.arange(0, BLOCK_PARTS)
         # Of each part, the level that it belongs to, and which of its parts it is.
         here = tl.sum((ends[None, :] <= part[:, None]).to(tl.int32), 1)[:, None] == level[None, :]
         before = tl.max(tl.where(ends[None, :] <= part[:, None], ends[None, :], 0), 1)
         place = tl.sum(tl.where(here, first[None, :] + step[None, :] * (part - before)[:, None], 0), 1)
-        place = place.to(tl.int64) * heads + head
-        lse = tl.load(partial_lse + place, mask=part < total, other=float("-inf"))
+        # [group, parts, v_head_dim]: a row's parts are one warp's.
+        place = place.to(tl.int64)[None, :] * heads + head[:, None]
+        there = (row < GROUP)[:, None] & (part < total)[None, :]
+        lse = tl.load(partial_lse + place, mask=there, other=float("-inf"))
         outputs = tl.load(
-            partial + place[:, None] * V_HEAD_DIM + v_dims[None, :],
-            mask=(part < total)[:, None] & mask[None, :],
+            partial + place[:, :, None] * V_HEAD_DIM + v_dims[None, None, :],
+            mask=there[:, :, None] & (v_dims < V_HEAD_DIM)[None, None, :],
             other=0.0,
         )
-        new_top = tl.maximum(top, tl.max(lse, 0))
-        weights = tl.exp2(lse - new_top)
+        # Rows that are padding have no part at all: any number will do for them.
+        new_top = tl.where(row < GROUP, tl.maximum(top, tl.max(lse, 1)), 0.0)
+        weights = tl.exp2(lse - new_top[:, None])
         fade = tl.exp2(top - new_top)
-        sums = sums * fade + tl.sum(outputs * weights[:, None], 0)
-        denominator = denominator * fade + tl.sum(weights, 0)
+        sums = sums * fade[:, None] + tl.sum(outputs * weights[:, :, None], 1)
+        denominator = denominator * fade + tl.sum(weights, 1)
         top = new_top
-    tl.store(to, (sums / denominator).to(out.dtype.element_ty), mask=mask)
+    tl.store(to, (sums / denominator[:, None]).to(out.dtype.element_ty), mask=mask)

@@ -19,8 +19,12 @@ order, members, place of its first partial result, tiles of the tasks up to and 
 dealt to."""
 
 RUN_FIELDS = 8
-"""Numbers that describe a request to the decode kernel: request, its first tile and the one behind its last among all
-requests', first token that it reads by itself, length, slot, whether that is all it reads; one is left free."""
+"""Numbers that describe a request to the decode kernel: request, first token that it reads by itself, length, slot,
+whether that is all it reads; three are left free, so that none is in two lines of the cache."""
+
+SHARED_READ = 4
+"""Tasks of one stretch that are reckoned to read it from memory once: what one has read, the others find in the L2 cache
+(docs/performance.md)."""
 
 HEADER = 8
 """Numbers before a plan's tasks: tasks, tiles, and what the host keeps there."""
@@ -72,6 +76,7 @@ def plan_kernel(
     ranks,  # [batch] int32, written: a request's place among those not short; -1: it is short or has no token
     ends,  # [batch] int32, written: tiles of the requests up to and with this one
     requests,  # [batch, RUN_FIELDS] int32, written: by rank, what the decode kernel has to know of a request
+    rank_ends,  # [batch + 1] int32, written: by rank, tiles of all requests before
     short_requests,  # [batch] int32, written: requests shorter than a tile
     shorts,  # [1] int32, written: how many these are
     runs,  # [workers, 4] int32, written: first and last rank, first tile and the one behind the last
@@ -103,12 +108,11 @@ def plan_kernel(
         tl.store(ends + request, tile_ends, mask=mask)
         at = requests + rank * RUN_FIELDS
         tl.store(at, request, mask=is_long)
-        tl.store(at + 1, tile_ends - tiles, mask=is_long)
-        tl.store(at + 2, tile_ends, mask=is_long)
-        tl.store(at + 3, start, mask=is_long)
-        tl.store(at + 4, length, mask=is_long)
-        tl.store(at + 5, tl.load(slots + request, mask=mask, other=0).to(tl.int32), mask=is_long)
-        tl.store(at + 6, alone.to(tl.int32), mask=is_long)
+        tl.store(at + 1, start, mask=is_long)
+        tl.store(at + 2, length, mask=is_long)
+        tl.store(at + 3, tl.load(slots + request, mask=mask, other=0).to(tl.int32), mask=is_long)
+        tl.store(at + 4, alone.to(tl.int32), mask=is_long)
+        tl.store(rank_ends + rank + 1, tile_ends, mask=is_long)
         tl.store(short_requests + tl.cumsum(is_short.to(tl.int32), 0) - 1, request, mask=is_short)
         tl.store(shorts, tl.sum(is_short.to(tl.int32), 0))
     used = workers_used(total, tl.num_programs(0))
@@ -321,6 +325,7 @@ class DecodePlan:
 
         self.ranks, self.ends, self.short_requests = words(max_batch), words(max_batch), words(max_batch)
         self.shorts, self.requests, self.runs = words(1), words(max_batch, RUN_FIELDS), words(self.workers, 4)
+        self.rank_ends = words(max_batch + 1)
         levels = 1 + (shared.max_levels if shared else 0)
         self.parts = words(max_batch, 3, triton.next_power_of_2(levels))
         # A step from one part to the next along the tiles is one to the next request, the next worker, or both.
@@ -351,6 +356,7 @@ class DecodePlan:
             self.ranks,
             self.ends,
             self.requests,
+            self.rank_ends,
             self.short_requests,
             self.shorts,
             self.runs,

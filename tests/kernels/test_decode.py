@@ -153,7 +153,8 @@ def test_a_plan_serves_smaller_batches() -> None:
     assert plan.ends.tolist() == [7, 14, 21, 28, 35, 42, 49, 56]
     plan.update(slots[:3], torch.tensor([1, 0, 17], device=DEVICE))
     assert plan.ranks[:3].tolist() == [-1, -1, 0]
-    assert plan.requests[0, :7].tolist() == [2, 0, 2, 0, 17, 2, 1]
+    assert plan.requests[0, :5].tolist() == [2, 0, 17, 2, 1]
+    assert plan.rank_ends[:2].tolist() == [0, 2]
     assert plan.short_requests[: plan.shorts[0]].tolist() == [0]
     assert plan.runs.tolist() == [[0, 0, 0, 1], [0, 0, 1, 2], *([0, -1, worker, worker + 1] for worker in (2, 3, 4, 5))]
     assert plan.parts[:3, 2, 0].tolist() == [0, -1, 2]
