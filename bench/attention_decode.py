@@ -109,7 +109,7 @@ def _triton(
     return run
 
 
-_SWEPT = [DecodeConfig(*it) for it in ((64, 4, 3, 2), (64, 4, 4, 1), (128, 4, 3, 1), (128, 4, 4, 1), (128, 8, 3, 1))]
+_SWEPT = [DecodeConfig(*it) for it in ((64, 4, 3, 2), (64, 4, 3, 1), (64, 4, 4, 1))]
 
 
 def measure(sweep: bool) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ and what the tile before had is masked. Requests shorter than a tile are read by
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .merge import merge_kernel
@@ -56,18 +56,28 @@ def _tile(
 
 
 @triton.jit
+def _begin():
+    """What a step's plan says may be read while the kernel before still runs; queries and tokens only when it is done.
+    The kernels after it may then begin beside this one."""
+    gdc_wait()
+    gdc_launch_dependents()
+
+
+@triton.jit
 def _attend_shared(
     q, k, v, k_rows, v_rows, tasks, order, task_runs, partial, partial_lse, own_places, total, worker, workers,
     kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
     v_slot_stride, v_token_stride, v_head_stride, scale, v_factor,
     TASK_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_V_DIM: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The worker's run of the tasks' tiles: a row is a query head of one of the requests that share the task."""
     run = task_runs + worker * 4
     tile = tl.load(run + 2)
     end = tl.load(run + 3)
+    if AHEAD:
+        _begin()
     rows = tl.arange(0, BLOCK_ROWS)
     dims = tl.arange(0, BLOCK_DIM)
     v_dims = tl.arange(0, BLOCK_V_DIM)
@@ -154,6 +164,10 @@ def _attend_own(
     heads = kv_head * GROUP + rows
     first_rank = tl.load(run)
     last_rank = tl.load(run + 1)
+    if AHEAD:
+        fetch_ahead(requests + first_rank * RUN_FIELDS)
+        fetch_ahead(rank_ends + first_rank)
+        _begin()
     query_mask = row_mask[:, None] & (dims[None, :] < HEAD_DIM)
     query_at = q + heads[:, None] * q_head_stride + dims[None, :]
     store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
@@ -321,8 +335,6 @@ def decode_kernel(
     kv_head = tl.program_id(0)
     kv_heads = tl.num_programs(0)
     worker = tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
     scale = scaling
     if k_scale is not None:
         scale *= tl.load(k_scale)
@@ -349,7 +361,7 @@ def decode_kernel(
             q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride, v_head_stride,
             scale, v_factor,
             TASK_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_ROWS, BLOCK_DIM, BLOCK_V_DIM,
-            SHARED_STAGES,
+            SHARED_STAGES, PDL,
         )  # fmt: skip
 
 
@@ -446,13 +458,16 @@ def decode_attention(
         PDL=plan.overlap_merge,
         num_warps=config.warps,
         num_stages=config.stages,
+        **pdl,
     )
     if on_hopper:
         shared_hopper_attention(q, k, v, plan, scaling)
     parts = plan.workers // batch + 1 + (shared.workers if shared else 0)
-    block_group, block_v_dim = triton.next_power_of_2(group), triton.next_power_of_2(v_head_dim)
+    # A program merges the heads of a KV head, or a single one where there are so few.
+    merged = group if batch * kv_heads >= plan.multiprocessors else 1
+    block_group, block_v_dim = triton.next_power_of_2(merged), triton.next_power_of_2(v_head_dim)
     most = max(1, _MERGED // (block_group * block_v_dim))
-    merge_kernel[(batch, kv_heads)](
+    merge_kernel[(batch, heads // merged)](
         plan.partial,
         plan.partial_lse,
         plan.parts,
@@ -460,7 +475,7 @@ def decode_attention(
         sinks,
         out.stride(0),
         out.stride(1),
-        GROUP=group,
+        GROUP=merged,
         V_HEAD_DIM=v_head_dim,
         BLOCK_LEVELS=plan.parts.shape[2],
         BLOCK_PARTS=min(triton.next_power_of_2(parts), most),

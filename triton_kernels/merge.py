@@ -31,7 +31,7 @@ def merge_kernel(
     BLOCK_V_DIM: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a request and KV head. All that can be read before the parts are there is read before."""
+    """One program a request and GROUP query heads. All that can be read before the parts are there is read before."""
     request = tl.program_id(0)
     heads = tl.num_programs(1) * GROUP
     level = tl.arange(0, BLOCK_LEVELS)

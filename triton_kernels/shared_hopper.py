@@ -35,7 +35,7 @@ ROWS = 64
 TILE = 64
 """Tokens a step."""
 
-_STAGES = 3  # tiles of K, and of V, in shared memory
+_STAGES = 2  # tiles of K, and of V, in shared memory
 _REGISTERS, _PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
 
 

@@ -314,7 +314,8 @@ class DecodePlan:
         self.shared = shared
         self.overlap_merge = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
         token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
-        together = shared is not None
+        together = shared is not None and not shared.hopper
+        self.multiprocessors = multiprocessors
         self.config = config or DecodeConfig.of(token_bytes, shared_bytes(device), together=together)
         """How the kernel is launched."""
         self.workers = max(1, multiprocessors * self.config.programs_per_multiprocessor // kv_heads)
