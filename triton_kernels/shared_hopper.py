@@ -255,6 +255,28 @@ def shared_hopper_kernel(
     gdc_wait()
 
 
+def can_read(k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether the kernel can read such K and V, of the queries' dtype, on this device.
+
+    Args:
+        k: [slots, slot_tokens, kv_heads, head_dim].
+        v: [slots, slot_tokens, kv_heads, v_head_dim].
+    """
+    return (
+        k.is_cuda
+        and torch.cuda.get_device_capability(k.device)[0] == 9
+        and k.dtype in (torch.bfloat16, torch.float16)
+        and all(it.shape[3] == 128 and _in_rows(it) for it in (k, v))
+    )
+
+
+def _in_rows(cache: torch.Tensor) -> bool:
+    """Whether all slots together are rows of tokens to TMA: steps of 16 bytes, and none between slots."""
+    _, tokens, _, dim = cache.shape
+    whole = cache.stride()[2:] == (dim, 1) and cache.stride(0) == tokens * cache.stride(1)
+    return whole and cache.stride(1) * cache.element_size() % 16 == 0 and cache.data_ptr() % 16 == 0
+
+
 def shared_hopper_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: DecodePlan, scaling: float
 ) -> None:
