@@ -47,12 +47,13 @@ def _tile(
     if k_rows is not None:
         at = row + position
         return k_rows.load([at, kv_head * HEAD_DIM]).T, v_rows.load([at, kv_head * V_HEAD_DIM])
-    tokens = position.to(tl.int64) + tl.arange(0, TILE)
-    dims = tl.arange(0, BLOCK_DIM)
-    v_dims = tl.arange(0, BLOCK_V_DIM)
-    keys = tl.load(k_base + tokens[None, :] * k_token_stride + dims[:, None], dims[:, None] < HEAD_DIM, 0.0)
-    values = tl.load(v_base + tokens[:, None] * v_token_stride + v_dims[None, :], v_dims[None, :] < V_HEAD_DIM, 0.0)
-    return keys, values
+    else:
+        tokens = position.to(tl.int64) + tl.arange(0, TILE)
+        dims = tl.arange(0, BLOCK_DIM)
+        v_dims = tl.arange(0, BLOCK_V_DIM)
+        keys = tl.load(k_base + tokens[None, :] * k_token_stride + dims[:, None], dims[:, None] < HEAD_DIM, 0.0)
+        values = tl.load(v_base + tokens[:, None] * v_token_stride + v_dims[None, :], v_dims[None, :] < V_HEAD_DIM, 0.0)
+        return keys, values
 
 
 @triton.jit
