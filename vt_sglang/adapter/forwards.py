@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vt_sglang.adapter.kv_pool import NO_SLOTS
 from vt_sglang.adapter.tree_cache import VTensorCache
 
 _FORWARD = "_vtensor_forward"
@@ -25,6 +26,7 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
     forward = cache.last_forward = cache.core.begin_forward(slots, guard > 0)
     cache.tally.forward(batch)
     result = original(scheduler, batch, *args, **kwargs)
+    cache.kv_pool.batch_slots = NO_SLOTS
     cache.tally.saved(cache.kv_pool.batch_saved_tokens)
     if cache.metrics is not None:
         cache.metrics.stepped()
