@@ -35,8 +35,8 @@ ROWS = 64
 TILE = 64
 """Tokens a step."""
 
-_STAGES = 2  # tiles of K, and of V, in shared memory
-_REGISTERS, _PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
+STAGES = 2  # tiles of K, and of V, in shared memory
+REGISTERS, PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
 
 
 @gluon.jit
@@ -312,10 +312,10 @@ def shared_hopper_attention(
         HEAD_DIM=head_dim,
         TILE=TILE,
         ROWS=ROWS,
-        STAGES=_STAGES,
-        PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
+        STAGES=STAGES,
+        PRODUCER_REGISTERS=PRODUCER_REGISTERS,
         num_warps=ROWS // 16,
-        maxnreg=_REGISTERS,
+        maxnreg=REGISTERS,
         launch_pdl=True,
     )
 

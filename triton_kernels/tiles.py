@@ -26,8 +26,8 @@ SHARED_ROWS, SHARED_TILE = 64, 64
 """Query heads for which a shared task's tile is read once, and its tokens, in the decode kernel."""
 
 SHARED_READ = 4
-"""Tasks of one stretch that are reckoned to read it from memory once: what one has read, the others find in the L2 cache
-(docs/performance.md)."""
+"""Tasks of one stretch that are reckoned to read it from memory once: what one has read, the others find in the L2
+cache (docs/performance.md)."""
 
 HEADER = 8
 """Numbers before a plan's tasks: tasks, tiles, and what the host keeps there."""

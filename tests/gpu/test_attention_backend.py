@@ -28,6 +28,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         pytest.skip("FlashAttention-3 needs a Hopper GPU")
     monkeypatch.setenv("VTENSOR_PREFILL_KERNEL", request.param)
     monkeypatch.setenv("VTENSOR_DECODE_KERNEL", request.param)
+    monkeypatch.setenv("VTENSOR_SHARED_DECODE", "auto")
     return str(request.param)
 
 

@@ -49,8 +49,8 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--vtensor-shared-decode",
         choices=("auto", "off"),
-        help="Whether decode on a GPU reads a prefix that requests share once for all of them, where that pays (auto), or "
-        "once for each (off). Default: auto.",
+        help="Whether decode on a GPU reads a prefix that requests share once for all of them, where that pays (auto), "
+        "or once for each (off). Default: off, until it is measured in a server.",
     )
     group.add_argument(
         "--vtensor-exportable-pages",
