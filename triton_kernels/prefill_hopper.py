@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefix-prefill attention on Hopper: prefill.py's mathematics by warps with roles (arXiv 2407.08608).
+
+    producer, 1 warp:        copies Q, K and V tiles to shared memory (TMA), as far ahead as there is room
+    consumers, 4 or 8 warps: scores, softmax and sums of 64 or 128 rows each
+
+    full and empty barriers of shared memory's stages are the only words between them. A consumer computes the scores of
+    a tile (tensor cores) while it takes the softmax of the one before; two consumers take turns at the tensor cores, so
+    that one's softmax meets the other's products.
+
+A program takes one item (a tile of rows and a KV head) after the other. Tiles of tokens go from a request's last to its
+first; the last, which would pass the request's end, is moved back to end there and masked where it overlaps the one
+before: no memory past a request's tokens is read.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_init,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .numerics import LOG2E
+
+_FIELDS = 8
+"""int32 words of a tile's record: first token in q, new tokens, length, first row in the arena, first row of the tile."""
+
+
+@triton.jit
+def hopper_plan_kernel(
+    query_starts,  # [batch + 1] int32
+    lengths,  # [batch]
+    slots,  # [batch]
+    records,  # [tiles, 8] int32, written
+    total,  # [1] int32, written: tiles of this batch
+    batch,
+    slot_tokens,
+    GROUP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_BATCH: tl.constexpr,
+):
+    """One program a tile. A request's last tiles come first: they see the most tokens."""
+    tile = tl.program_id(0)
+    requests = tl.arange(0, BLOCK_BATCH)
+    mask = requests < batch
+    starts = tl.load(query_starts + requests, mask=mask, other=0)
+    stops = tl.load(query_starts + requests + 1, mask=mask, other=0)
+    tiles = tl.cdiv((stops - starts) * GROUP, BLOCK_ROWS)
+    ends = tl.cumsum(tiles, 0)
+    if tile == 0:
+        tl.store(total, tl.sum(tiles, 0))
+    request = tl.sum(((ends <= tile) & mask).to(tl.int32), 0)
+    if request < batch:
+        end = tl.sum(tl.where(requests == request, ends, 0), 0)
+        start = tl.load(query_starts + request)
+        record = records + tile * 8
+        tl.store(record, start)
+        tl.store(record + 1, tl.load(query_starts + request + 1) - start)
+        tl.store(record + 2, tl.load(lengths + request).to(tl.int32))
+        tl.store(record + 3, (tl.load(slots + request) * slot_tokens).to(tl.int32))
+        tl.store(record + 4, (end - 1 - tile) * BLOCK_ROWS)
+
+
+@gluon.jit
+def _item(round_, programs):
+    """The item that this program takes in a round: forth and back, since items get smaller."""
+    me = gl.program_id(0)
+    return round_ * programs + gl.where(round_ % 2 == 1, programs - 1 - me, me)
+
+
+@gluon.jit
+def _rounds(total, kv_heads):
+    """Rounds in which this program has an item."""
+    items = gl.load(total) * kv_heads
+    programs = gl.num_programs(0)
+    whole = items // programs
+    return whole + (_item(whole, programs) < items).to(gl.int32)
+
+
+@gluon.jit
+def _tiles(new, length, first_row, GROUP: gl.constexpr, BLOCK_ROWS: gl.constexpr, TILE: gl.constexpr):
+    """Tiles of tokens that an item's rows see, and how many of them all its rows see whole."""
+    first = length - new + first_row // GROUP
+    end = length - new + gl.minimum((first_row + BLOCK_ROWS - 1) // GROUP, new - 1) + 1
+    return gl.cdiv(end, TILE), (first + 1) // TILE
+
+
+@gluon.jit
+def _producer(
+    q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, records, total,
+    kv_heads,
+    GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr, ROWS: gl.constexpr,
+    STAGES: gl.constexpr, Q_TMA: gl.constexpr,
+):  # fmt: skip
+    BYTES: gl.constexpr = TILE * HEAD_DIM * 2
+    k_step = 0
+    v_step = 0
+    programs = gl.num_programs(0)
+    for round_ in range(_rounds(total, kv_heads)):
+        item = _item(round_, programs)
+        tile = item // kv_heads
+        kv_head = item % kv_heads
+        record = records + tile * 8
+        start = gl.load(record)
+        new = gl.load(record + 1)
+        length = gl.load(record + 2)
+        row = gl.load(record + 3)
+        first_row = gl.load(record + 4)
+        tiles, _ = _tiles(new, length, first_row, GROUP, CONSUMERS * ROWS, TILE)
+        column = kv_head * HEAD_DIM
+        last = row + gl.maximum(length - TILE, 0)
+        if Q_TMA:
+            mbarrier.wait(q_empty, (round_ & 1) ^ 1)
+            mbarrier.expect(q_full, CONSUMERS * ROWS * HEAD_DIM * 2)
+            for consumer in gl.static_range(CONSUMERS):
+                tma.async_copy_global_to_shared(
+                    q_rows,
+                    [start + (first_row + consumer * ROWS) // GROUP, kv_head * GROUP, 0],
+                    q_full,
+                    q_smem.index(consumer)._reinterpret(q_smem.dtype, q_rows.block_shape, q_rows.layout),
+                )
+        for index in range(tiles):
+            at = k_step % STAGES
+            mbarrier.wait(k_empty.index(at), ((k_step // STAGES) & 1) ^ 1)
+            mbarrier.expect(k_full.index(at), BYTES)
+            position = gl.minimum(row + (tiles - 1 - index) * TILE, last)
+            tma.async_copy_global_to_shared(k_rows, [position, column], k_full.index(at), k_smem.index(at))
+            k_step += 1
+            if index > 0:
+                at = v_step % STAGES
+                mbarrier.wait(v_empty.index(at), ((v_step // STAGES) & 1) ^ 1)
+                mbarrier.expect(v_full.index(at), BYTES)
+                position = gl.minimum(row + (tiles - index) * TILE, last)
+                tma.async_copy_global_to_shared(v_rows, [position, column], v_full.index(at), v_smem.index(at))
+                v_step += 1
+        at = v_step % STAGES
+        mbarrier.wait(v_empty.index(at), ((v_step // STAGES) & 1) ^ 1)
+        mbarrier.expect(v_full.index(at), BYTES)
+        tma.async_copy_global_to_shared(
+            v_rows, [gl.minimum(row, last), column], v_full.index(at), v_smem.index(at)
+        )  # fmt: skip
+        v_step += 1
+
+
+@gluon.jit
+def _scores(q, k_smem, k_full, step, S_LAYOUT: gl.constexpr, ROWS: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr):
+    """Start the scores of a tile of tokens."""
+    at = step % STAGES
+    mbarrier.wait(k_full.index(at), (step // STAGES) & 1)
+    zero = gl.zeros([ROWS, TILE], gl.float32, S_LAYOUT)
+    return warpgroup_mma(q, k_smem.index(at).permute((1, 0)), zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _softmax(scores, top, denominator, scale, MASKED: gl.constexpr, P_LAYOUT: gl.constexpr, dtype: gl.constexpr):
+    """The weights of a tile, in the layout of a left operand, and the running maximum and denominator after it."""
+    new_top = gl.maximum(top, gl.max(scores, 1))
+    base = new_top * scale
+    if MASKED:
+        base = gl.where(new_top == float("-inf"), 0.0, base)
+    weights = gl.exp2(gl.fma(scores, gl.full_like(scores, 0.0) + scale, -base.expand_dims(1) + gl.full_like(scores, 0.0)))
+    fade = gl.exp2(top * scale - base)
+    denominator = denominator * fade + gl.sum(weights, 1)
+    return gl.convert_layout(weights.to(dtype), P_LAYOUT), fade, new_top, denominator
+
+
+@gluon.jit
+def _consumer(
+    q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns, records, total, sinks,
+    kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
+    CONSUMER: gl.constexpr,
+    GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr, ROWS: gl.constexpr,
+    STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, WIDE_STORE: gl.constexpr,
+):  # fmt: skip
+    WARPS: gl.constexpr = ROWS // 16
+    S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, TILE, 16])
+    O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
+    S_ROWS: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
+    O_ROWS: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
+    LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [WARPS, 1], [1, 0])
+    L_ROWS: gl.constexpr = gl.SliceLayout(1, LOAD)
+    dtype: gl.constexpr = k_smem.dtype
+
+    scale = scaling * 1.4426950408889634
+    mine = q_smem.index(CONSUMER)
+    k_step = 0
+    v_step = 0
+    turn = 0
+    programs = gl.num_programs(0)
+    for round_ in range(_rounds(total, kv_heads)):
+        item = _item(round_, programs)
+        tile = item // kv_heads
+        kv_head = item % kv_heads
+        record = records + tile * 8
+        start = gl.load(record)
+        new = gl.load(record + 1)
+        length = gl.load(record + 2)
+        first_row = gl.load(record + 4)
+        tiles, whole = _tiles(new, length, first_row, GROUP, CONSUMERS * ROWS, TILE)
+        first_row += CONSUMER * ROWS
+
+        if Q_TMA:
+            mbarrier.wait(q_full, round_ & 1)
+        else:
+            rows = first_row + gl.arange(0, ROWS, L_ROWS)
+            tokens = rows // GROUP
+            heads = kv_head * GROUP + rows % GROUP
+            at = (start + tokens).to(gl.int64) * q_token_stride + heads * q_head_stride
+            dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LOAD))
+            query = gl.load(q + at.expand_dims(1) + dims.expand_dims(0), mask=(tokens < new).expand_dims(1), other=0.0)
+            mine.store(query)
+            fence_async_shared()
+            gl.thread_barrier()
+
+        rows = first_row + gl.arange(0, ROWS, S_ROWS)
+        positions = length - new + gl.minimum(rows // GROUP, new - 1)
+        top = gl.full([ROWS], float("-inf"), gl.float32, S_ROWS)
+        denominator = gl.zeros([ROWS], gl.float32, S_ROWS)
+        sums = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
+
+        # The request's last tile is masked by its rows' positions, and where it was moved back over the one before.
+        s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+        s = warpgroup_mma_wait(0, [s])
+        gl.thread_barrier()
+        mbarrier.arrive(k_empty.index(k_step % STAGES))
+        k_step += 1
+        from_token = (tiles - 1) * TILE
+        columns = gl.minimum(from_token, gl.maximum(length - TILE, 0)) + gl.arange(0, TILE, gl.SliceLayout(0, S_LAYOUT))
+        visible = (columns.expand_dims(0) <= positions.expand_dims(1)) & (columns >= from_token).expand_dims(0)
+        s = gl.where(visible, s, float("-inf"))
+        p, fade, top, denominator = _softmax(s, top, denominator, scale, True, P_LAYOUT, dtype)
+
+        # Tiles in the middle: first those that some rows do not see whole.
+        for index in range(1, tiles - whole):
+            position = (tiles - 1 - index) * TILE
+            s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+            mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
+            o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
+            s, sums, _p = warpgroup_mma_wait(0, [s, o, p])
+            gl.thread_barrier()
+            mbarrier.arrive(k_empty.index(k_step % STAGES))
+            mbarrier.arrive(v_empty.index(v_step % STAGES))
+            k_step += 1
+            v_step += 1
+            columns = position + gl.arange(0, TILE, gl.SliceLayout(0, S_LAYOUT))
+            s = gl.where(columns.expand_dims(0) <= positions.expand_dims(1), s, float("-inf"))
+            p, fade, top, denominator = _softmax(s, top, denominator, scale, True, P_LAYOUT, dtype)
+            sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
+
+        for index in range(gl.maximum(tiles - whole, 1), tiles):
+            if TURNS:
+                mbarrier.wait(turns.index(CONSUMER), turn & 1)
+                turn += 1
+            s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+            mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
+            o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
+            if TURNS:
+                mbarrier.arrive(turns.index((CONSUMER + 1) % CONSUMERS))
+            if OVERLAP:
+                s = warpgroup_mma_wait(1, [s])
+                gl.thread_barrier()
+                mbarrier.arrive(k_empty.index(k_step % STAGES))
+                k_step += 1
+                next_p, fade, top, denominator = _softmax(s, top, denominator, scale, False, P_LAYOUT, dtype)
+                sums, _p = warpgroup_mma_wait(0, [o, p])
+                gl.thread_barrier()
+                mbarrier.arrive(v_empty.index(v_step % STAGES))
+                v_step += 1
+                p = next_p
+            else:
+                s, sums, _p = warpgroup_mma_wait(0, [s, o, p])
+                gl.thread_barrier()
+                mbarrier.arrive(k_empty.index(k_step % STAGES))
+                mbarrier.arrive(v_empty.index(v_step % STAGES))
+                k_step += 1
+                v_step += 1
+                p, fade, top, denominator = _softmax(s, top, denominator, scale, False, P_LAYOUT, dtype)
+            sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
+
+        if Q_TMA:
+            mbarrier.arrive(q_empty)
+        mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
+        o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
+        sums, _p = warpgroup_mma_wait(0, [o, p])
+        gl.thread_barrier()
+        mbarrier.arrive(v_empty.index(v_step % STAGES))
+        v_step += 1
+
+        if sinks is not None:
+            heads = kv_head * GROUP + rows % GROUP
+            sink = gl.load(sinks + heads).to(gl.float32) * 1.4426950408889634
+            denominator += gl.exp2(sink - top * scale)
+        factor = gl.convert_layout(1 / denominator, O_ROWS)
+        result = (sums * factor.expand_dims(1)).to(out.dtype.element_ty)
+        if WIDE_STORE:
+            result = gl.convert_layout(result, LOAD)
+            rows = first_row + gl.arange(0, ROWS, L_ROWS)
+            dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LOAD))
+        else:
+            rows = first_row + gl.arange(0, ROWS, O_ROWS)
+            dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, O_LAYOUT))
+        tokens = rows // GROUP
+        heads = kv_head * GROUP + rows % GROUP
+        at = (start + tokens).to(gl.int64) * out_token_stride + heads * out_head_stride
+        gl.store(out + at.expand_dims(1) + dims.expand_dims(0), result, mask=(tokens < new).expand_dims(1))
+
+
+@gluon.jit
+def hopper_prefill_kernel(
+    q_rows, k_rows, v_rows, q, out, records, total, sinks,
+    kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
+    GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr, ROWS: gl.constexpr,
+    STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, WIDE_STORE: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
+):  # fmt: skip
+    dtype: gl.constexpr = k_rows.dtype
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16)
+    q_smem = gl.allocate_shared_memory(dtype, [CONSUMERS, ROWS, HEAD_DIM], SHARED)
+    k_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, HEAD_DIM], k_rows.layout)
+    v_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, HEAD_DIM], v_rows.layout)
+    BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
+    q_full = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    q_empty = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIER)
+    mbarrier.init(q_full, count=1)
+    mbarrier.init(q_empty, count=CONSUMERS)
+    for stage in gl.static_range(STAGES):
+        mbarrier.init(k_full.index(stage), count=1)
+        mbarrier.init(v_full.index(stage), count=1)
+        mbarrier.init(k_empty.index(stage), count=CONSUMERS)
+        mbarrier.init(v_empty.index(stage), count=CONSUMERS)
+    mbarrier.init(turns.index(0), count=1)
+    mbarrier.init(turns.index(1), count=1)
+    if TURNS:
+        mbarrier.arrive(turns.index(0))
+    fence_async_shared()
+
+    # Written out in place: a tuple that has a name loses its constants.
+    if CONSUMERS == 1:
+        gl.warp_specialize(
+            [
+                (
+                    _consumer,
+                    (
+                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns,
+                        records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
+                        out_head_stride, scaling, 0, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
+                        TURNS, WIDE_STORE,
+                    ),
+                ),
+                (
+                    _producer,
+                    (
+                        q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full,
+                        v_empty, records, total, kv_heads, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA,
+                    ),
+                ),
+            ],
+            [1],
+            [24],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (
+                    _consumer,
+                    (
+                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns,
+                        records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
+                        out_head_stride, scaling, 0, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
+                        TURNS, WIDE_STORE,
+                    ),
+                ),
+                (
+                    _consumer,
+                    (
+                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns,
+                        records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
+                        out_head_stride, scaling, 1, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
+                        TURNS, WIDE_STORE,
+                    ),
+                ),
+                (
+                    _producer,
+                    (
+                        q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full,
+                        v_empty, records, total, kv_heads, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA,
+                    ),
+                ),
+            ],
+            [num_warps, 1],
+            [CONSUMER_REGISTERS, 24],
+        )  # fmt: skip
