@@ -96,6 +96,17 @@ def _tiles(new, length, first_row, GROUP: gl.constexpr, BLOCK_ROWS: gl.constexpr
 
 
 @gluon.jit
+def _record(records, total, kv_heads, round_, programs):
+    """An item's tile and KV head, and its tile's record; of a round that has none, some item's."""
+    item = gl.minimum(_item(round_, programs), total * kv_heads - 1)
+    record = records + item // kv_heads * 8
+    return (
+        item % kv_heads, gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 3),
+        gl.load(record + 4),
+    )  # fmt: skip
+
+
+@gluon.jit
 def _producer(
     q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, records, total,
     kv_heads,
@@ -106,16 +117,9 @@ def _producer(
     k_step = 0
     v_step = 0
     programs = gl.num_programs(0)
+    tile_total = gl.load(total)
     for round_ in range(_rounds(total, kv_heads)):
-        item = _item(round_, programs)
-        tile = item // kv_heads
-        kv_head = item % kv_heads
-        record = records + tile * 8
-        start = gl.load(record)
-        new = gl.load(record + 1)
-        length = gl.load(record + 2)
-        row = gl.load(record + 3)
-        first_row = gl.load(record + 4)
+        kv_head, start, new, length, row, first_row = _record(records, tile_total, kv_heads, round_, programs)
         tiles, _ = _tiles(new, length, first_row, GROUP, CONSUMERS * ROWS, TILE)
         column = kv_head * HEAD_DIM
         last = row + gl.maximum(length - TILE, 0)
@@ -153,7 +157,9 @@ def _producer(
 
 
 @gluon.jit
-def _scores(q, k_smem, k_full, step, S_LAYOUT: gl.constexpr, ROWS: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr):
+def _scores(
+    q, k_smem, k_full, step, S_LAYOUT: gl.constexpr, ROWS: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr
+):  # fmt: skip
     """Start the scores of a tile of tokens."""
     at = step % STAGES
     mbarrier.wait(k_full.index(at), (step // STAGES) & 1)
@@ -162,31 +168,49 @@ def _scores(q, k_smem, k_full, step, S_LAYOUT: gl.constexpr, ROWS: gl.constexpr,
 
 
 @gluon.jit
-def _softmax(scores, top, denominator, scale, MASKED: gl.constexpr, P_LAYOUT: gl.constexpr, dtype: gl.constexpr):
+def _own_sums(weights, LAZY: gl.constexpr):
+    """Each thread's sum of its part of a row ([rows, 4]: a row is four threads'), or the rows' sums."""
+    if LAZY:
+        parts = weights.reshape([weights.shape[0], weights.shape[1] // 8, 4, 2])
+        return gl.sum(gl.sum(parts, 3), 1)
+    else:
+        return gl.sum(weights, 1)
+
+
+@gluon.jit
+def _softmax(
+    scores, top, denominator, scale, MASKED: gl.constexpr, LAZY: gl.constexpr, P_LAYOUT: gl.constexpr,
+    dtype: gl.constexpr,
+):  # fmt: skip
     """The weights of a tile, in the layout of a left operand, and the running maximum and denominator after it."""
     new_top = gl.maximum(top, gl.max(scores, 1))
     base = new_top * scale
-    if MASKED:
-        base = gl.where(new_top == float("-inf"), 0.0, base)
-    weights = gl.exp2(gl.fma(scores, gl.full_like(scores, 0.0) + scale, -base.expand_dims(1) + gl.full_like(scores, 0.0)))
+    weights = gl.exp2(gl.fma(scores, gl.full_like(scores, 0.0) + scale, gl.full_like(scores, 0.0) - base.expand_dims(1)))
     fade = gl.exp2(top * scale - base)
-    denominator = denominator * fade + gl.sum(weights, 1)
+    sums = _own_sums(weights, LAZY)
+    if LAZY:
+        denominator = denominator * gl.convert_layout(fade, gl.SliceLayout(1, denominator.type.layout)).expand_dims(1)
+        denominator += sums
+    else:
+        denominator = denominator * fade + sums
     return gl.convert_layout(weights.to(dtype), P_LAYOUT), fade, new_top, denominator
 
 
 @gluon.jit
 def _consumer(
-    q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns, records, total, sinks,
-    kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
+    q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, my_turn, other_turn, records,
+    total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
     CONSUMER: gl.constexpr,
     GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr, ROWS: gl.constexpr,
     STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, WIDE_STORE: gl.constexpr,
+    LAZY: gl.constexpr,
 ):  # fmt: skip
     WARPS: gl.constexpr = ROWS // 16
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, TILE, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
     P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     S_ROWS: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
+    S_COLUMNS: gl.constexpr = gl.SliceLayout(0, S_LAYOUT)
     O_ROWS: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
     LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [WARPS, 1], [1, 0])
     L_ROWS: gl.constexpr = gl.SliceLayout(1, LOAD)
@@ -196,17 +220,17 @@ def _consumer(
     mine = q_smem.index(CONSUMER)
     k_step = 0
     v_step = 0
+    v_freed = 0  # V's tiles that this consumer has given back: at most one fewer than it has read
     turn = 0
     programs = gl.num_programs(0)
-    for round_ in range(_rounds(total, kv_heads)):
-        item = _item(round_, programs)
-        tile = item // kv_heads
-        kv_head = item % kv_heads
-        record = records + tile * 8
-        start = gl.load(record)
-        new = gl.load(record + 1)
-        length = gl.load(record + 2)
-        first_row = gl.load(record + 4)
+    rounds = _rounds(total, kv_heads)
+    tile_total = gl.load(total)
+    next_kv_head, next_start, next_new, next_length, _, next_row = _record(records, tile_total, kv_heads, 0, programs)
+    for round_ in range(rounds):
+        kv_head, start, new, length, first_row = next_kv_head, next_start, next_new, next_length, next_row
+        next_kv_head, next_start, next_new, next_length, _, next_row = _record(
+            records, tile_total, kv_heads, round_ + 1, programs
+        )
         tiles, whole = _tiles(new, length, first_row, GROUP, CONSUMERS * ROWS, TILE)
         first_row += CONSUMER * ROWS
 
@@ -225,8 +249,6 @@ def _consumer(
 
         rows = first_row + gl.arange(0, ROWS, S_ROWS)
         positions = length - new + gl.minimum(rows // GROUP, new - 1)
-        top = gl.full([ROWS], float("-inf"), gl.float32, S_ROWS)
-        denominator = gl.zeros([ROWS], gl.float32, S_ROWS)
         sums = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
 
         # The request's last tile is masked by its rows' positions, and where it was moved back over the one before.
@@ -236,14 +258,18 @@ def _consumer(
         mbarrier.arrive(k_empty.index(k_step % STAGES))
         k_step += 1
         from_token = (tiles - 1) * TILE
-        columns = gl.minimum(from_token, gl.maximum(length - TILE, 0)) + gl.arange(0, TILE, gl.SliceLayout(0, S_LAYOUT))
+        columns = gl.minimum(from_token, gl.maximum(length - TILE, 0)) + gl.arange(0, TILE, S_COLUMNS)
         visible = (columns.expand_dims(0) <= positions.expand_dims(1)) & (columns >= from_token).expand_dims(0)
         s = gl.where(visible, s, float("-inf"))
-        p, fade, top, denominator = _softmax(s, top, denominator, scale, True, P_LAYOUT, dtype)
+        # A row may see nothing of this tile: then its maximum is a number all the same.
+        top = gl.maximum(gl.max(s, 1), -1e30)
+        base = top * scale
+        weights = gl.exp2(gl.fma(s, gl.full_like(s, 0.0) + scale, gl.full_like(s, 0.0) - base.expand_dims(1)))
+        denominator = _own_sums(weights, LAZY)
+        p = gl.convert_layout(weights.to(dtype), P_LAYOUT)
 
-        # Tiles in the middle: first those that some rows do not see whole.
+        # Tiles that some rows do not see whole.
         for index in range(1, tiles - whole):
-            position = (tiles - 1 - index) * TILE
             s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
             o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
@@ -253,29 +279,32 @@ def _consumer(
             mbarrier.arrive(v_empty.index(v_step % STAGES))
             k_step += 1
             v_step += 1
-            columns = position + gl.arange(0, TILE, gl.SliceLayout(0, S_LAYOUT))
+            v_freed += 1
+            columns = (tiles - 1 - index) * TILE + gl.arange(0, TILE, S_COLUMNS)
             s = gl.where(columns.expand_dims(0) <= positions.expand_dims(1), s, float("-inf"))
-            p, fade, top, denominator = _softmax(s, top, denominator, scale, True, P_LAYOUT, dtype)
+            p, fade, top, denominator = _softmax(s, top, denominator, scale, True, LAZY, P_LAYOUT, dtype)
             sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
 
         for index in range(gl.maximum(tiles - whole, 1), tiles):
             if TURNS:
-                mbarrier.wait(turns.index(CONSUMER), turn & 1)
+                mbarrier.wait(my_turn, turn & 1)
                 turn += 1
             s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
             o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
             if TURNS:
-                mbarrier.arrive(turns.index((CONSUMER + 1) % CONSUMERS))
+                mbarrier.arrive(other_turn)
             if OVERLAP:
                 s = warpgroup_mma_wait(1, [s])
                 gl.thread_barrier()
                 mbarrier.arrive(k_empty.index(k_step % STAGES))
+                mbarrier.arrive(v_empty.index(v_freed % STAGES), pred=v_freed < v_step)
+                v_freed = v_step
                 k_step += 1
-                next_p, fade, top, denominator = _softmax(s, top, denominator, scale, False, P_LAYOUT, dtype)
+                next_p, fade, top, denominator = _softmax(s, top, denominator, scale, False, LAZY, P_LAYOUT, dtype)
+                # Passed already: it keeps the assembler from waiting for the products before it takes the softmax.
+                mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
                 sums, _p = warpgroup_mma_wait(0, [o, p])
-                gl.thread_barrier()
-                mbarrier.arrive(v_empty.index(v_step % STAGES))
                 v_step += 1
                 p = next_p
             else:
@@ -285,23 +314,28 @@ def _consumer(
                 mbarrier.arrive(v_empty.index(v_step % STAGES))
                 k_step += 1
                 v_step += 1
-                p, fade, top, denominator = _softmax(s, top, denominator, scale, False, P_LAYOUT, dtype)
+                v_freed += 1
+                p, fade, top, denominator = _softmax(s, top, denominator, scale, False, LAZY, P_LAYOUT, dtype)
             sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
 
-        if Q_TMA:
-            mbarrier.arrive(q_empty)
         mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
         o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
-        sums, _p = warpgroup_mma_wait(0, [o, p])
-        gl.thread_barrier()
-        mbarrier.arrive(v_empty.index(v_step % STAGES))
-        v_step += 1
-
+        if LAZY:
+            denominator = gl.convert_layout(gl.sum(denominator, 1), S_ROWS)
         if sinks is not None:
             heads = kv_head * GROUP + rows % GROUP
             sink = gl.load(sinks + heads).to(gl.float32) * 1.4426950408889634
             denominator += gl.exp2(sink - top * scale)
         factor = gl.convert_layout(1 / denominator, O_ROWS)
+        sums, _p = warpgroup_mma_wait(0, [o, p])
+        gl.thread_barrier()
+        if Q_TMA:
+            mbarrier.arrive(q_empty)
+        mbarrier.arrive(v_empty.index(v_freed % STAGES), pred=v_freed < v_step)
+        mbarrier.arrive(v_empty.index(v_step % STAGES))
+        v_step += 1
+        v_freed = v_step
+
         result = (sums * factor.expand_dims(1)).to(out.dtype.element_ty)
         if WIDE_STORE:
             result = gl.convert_layout(result, LOAD)
@@ -322,7 +356,7 @@ def hopper_prefill_kernel(
     kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
     GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr, ROWS: gl.constexpr,
     STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, WIDE_STORE: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
+    LAZY: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = k_rows.dtype
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16)
@@ -336,7 +370,9 @@ def hopper_prefill_kernel(
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], BARRIER)
+    # Two of their own: a barrier that is waited for and one that is told may share no allocation, or all warps meet.
+    first_turn = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    second_turn = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
     mbarrier.init(q_full, count=1)
     mbarrier.init(q_empty, count=CONSUMERS)
     for stage in gl.static_range(STAGES):
@@ -344,10 +380,10 @@ def hopper_prefill_kernel(
         mbarrier.init(v_full.index(stage), count=1)
         mbarrier.init(k_empty.index(stage), count=CONSUMERS)
         mbarrier.init(v_empty.index(stage), count=CONSUMERS)
-    mbarrier.init(turns.index(0), count=1)
-    mbarrier.init(turns.index(1), count=1)
+    mbarrier.init(first_turn, count=1)
+    mbarrier.init(second_turn, count=1)
     if TURNS:
-        mbarrier.arrive(turns.index(0))
+        mbarrier.arrive(first_turn)
     fence_async_shared()
 
     # Written out in place: a tuple that has a name loses its constants.
@@ -357,10 +393,10 @@ def hopper_prefill_kernel(
                 (
                     _consumer,
                     (
-                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns,
+                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, first_turn, second_turn,
                         records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
                         out_head_stride, scaling, 0, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
-                        TURNS, WIDE_STORE,
+                        TURNS, WIDE_STORE, LAZY,
                     ),
                 ),
                 (
@@ -380,19 +416,19 @@ def hopper_prefill_kernel(
                 (
                     _consumer,
                     (
-                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns,
+                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, first_turn, second_turn,
                         records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
                         out_head_stride, scaling, 0, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
-                        TURNS, WIDE_STORE,
+                        TURNS, WIDE_STORE, LAZY,
                     ),
                 ),
                 (
                     _consumer,
                     (
-                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, turns,
+                        q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, second_turn, first_turn,
                         records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
                         out_head_stride, scaling, 1, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
-                        TURNS, WIDE_STORE,
+                        TURNS, WIDE_STORE, LAZY,
                     ),
                 ),
                 (
