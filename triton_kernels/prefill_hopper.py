@@ -30,8 +30,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .numerics import LOG2E
-
 _FIELDS = 8
 """int32 words of a tile's record: first token in q, new tokens, length, first row in the arena, first row of the tile."""
 
@@ -202,7 +200,7 @@ def _consumer(
     total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
     CONSUMER: gl.constexpr,
     GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr, ROWS: gl.constexpr,
-    STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, WIDE_STORE: gl.constexpr,
+    STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, STORE: gl.constexpr,
     LAZY: gl.constexpr,
 ):  # fmt: skip
     WARPS: gl.constexpr = ROWS // 16
@@ -220,7 +218,6 @@ def _consumer(
     mine = q_smem.index(CONSUMER)
     k_step = 0
     v_step = 0
-    v_freed = 0  # V's tiles that this consumer has given back: at most one fewer than it has read
     turn = 0
     programs = gl.num_programs(0)
     rounds = _rounds(total, kv_heads)
@@ -253,8 +250,8 @@ def _consumer(
 
         # The request's last tile is masked by its rows' positions, and where it was moved back over the one before.
         s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+        # An arrival is a warp group's: all its warps meet before it, so that none still reads what is given back.
         s = warpgroup_mma_wait(0, [s])
-        gl.thread_barrier()
         mbarrier.arrive(k_empty.index(k_step % STAGES))
         k_step += 1
         from_token = (tiles - 1) * TILE
@@ -274,12 +271,10 @@ def _consumer(
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
             o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
             s, sums, _p = warpgroup_mma_wait(0, [s, o, p])
-            gl.thread_barrier()
             mbarrier.arrive(k_empty.index(k_step % STAGES))
             mbarrier.arrive(v_empty.index(v_step % STAGES))
             k_step += 1
             v_step += 1
-            v_freed += 1
             columns = (tiles - 1 - index) * TILE + gl.arange(0, TILE, S_COLUMNS)
             s = gl.where(columns.expand_dims(0) <= positions.expand_dims(1), s, float("-inf"))
             p, fade, top, denominator = _softmax(s, top, denominator, scale, True, LAZY, P_LAYOUT, dtype)
@@ -296,25 +291,21 @@ def _consumer(
                 mbarrier.arrive(other_turn)
             if OVERLAP:
                 s = warpgroup_mma_wait(1, [s])
-                gl.thread_barrier()
                 mbarrier.arrive(k_empty.index(k_step % STAGES))
-                mbarrier.arrive(v_empty.index(v_freed % STAGES), pred=v_freed < v_step)
-                v_freed = v_step
                 k_step += 1
                 next_p, fade, top, denominator = _softmax(s, top, denominator, scale, False, LAZY, P_LAYOUT, dtype)
                 # Passed already: it keeps the assembler from waiting for the products before it takes the softmax.
                 mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
                 sums, _p = warpgroup_mma_wait(0, [o, p])
+                mbarrier.arrive(v_empty.index(v_step % STAGES))
                 v_step += 1
                 p = next_p
             else:
                 s, sums, _p = warpgroup_mma_wait(0, [s, o, p])
-                gl.thread_barrier()
                 mbarrier.arrive(k_empty.index(k_step % STAGES))
                 mbarrier.arrive(v_empty.index(v_step % STAGES))
                 k_step += 1
                 v_step += 1
-                v_freed += 1
                 p, fade, top, denominator = _softmax(s, top, denominator, scale, False, LAZY, P_LAYOUT, dtype)
             sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
 
@@ -328,17 +319,22 @@ def _consumer(
             denominator += gl.exp2(sink - top * scale)
         factor = gl.convert_layout(1 / denominator, O_ROWS)
         sums, _p = warpgroup_mma_wait(0, [o, p])
-        gl.thread_barrier()
-        if Q_TMA:
-            mbarrier.arrive(q_empty)
-        mbarrier.arrive(v_empty.index(v_freed % STAGES), pred=v_freed < v_step)
         mbarrier.arrive(v_empty.index(v_step % STAGES))
         v_step += 1
-        v_freed = v_step
+        if Q_TMA and STORE != 2:
+            mbarrier.arrive(q_empty)
 
         result = (sums * factor.expand_dims(1)).to(out.dtype.element_ty)
-        if WIDE_STORE:
-            result = gl.convert_layout(result, LOAD)
+        if STORE > 0:
+            if STORE == 2:
+                mine.store(result)
+                gl.thread_barrier()
+                result = mine.load(LOAD)
+                if Q_TMA:
+                    fence_async_shared()
+                    mbarrier.arrive(q_empty)
+            else:
+                result = gl.convert_layout(result, LOAD)
             rows = first_row + gl.arange(0, ROWS, L_ROWS)
             dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LOAD))
         else:
@@ -355,8 +351,8 @@ def hopper_prefill_kernel(
     q_rows, k_rows, v_rows, q, out, records, total, sinks,
     kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
     GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr, ROWS: gl.constexpr,
-    STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, WIDE_STORE: gl.constexpr,
-    LAZY: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, num_warps: gl.constexpr,
+    STAGES: gl.constexpr, Q_TMA: gl.constexpr, OVERLAP: gl.constexpr, TURNS: gl.constexpr, STORE: gl.constexpr,
+    LAZY: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     dtype: gl.constexpr = k_rows.dtype
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16)
@@ -396,7 +392,7 @@ def hopper_prefill_kernel(
                         q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, first_turn, second_turn,
                         records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
                         out_head_stride, scaling, 0, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
-                        TURNS, WIDE_STORE, LAZY,
+                        TURNS, STORE, LAZY,
                     ),
                 ),
                 (
@@ -419,7 +415,7 @@ def hopper_prefill_kernel(
                         q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, first_turn, second_turn,
                         records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
                         out_head_stride, scaling, 0, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
-                        TURNS, WIDE_STORE, LAZY,
+                        TURNS, STORE, LAZY,
                     ),
                 ),
                 (
@@ -428,7 +424,7 @@ def hopper_prefill_kernel(
                         q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, second_turn, first_turn,
                         records, total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride,
                         out_head_stride, scaling, 1, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES, Q_TMA, OVERLAP,
-                        TURNS, WIDE_STORE, LAZY,
+                        TURNS, STORE, LAZY,
                     ),
                 ),
                 (
@@ -439,6 +435,159 @@ def hopper_prefill_kernel(
                     ),
                 ),
             ],
-            [num_warps, 1],
+            [ROWS // 16, 1],
             [CONSUMER_REGISTERS, 24],
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HopperConfig:
+    """How the kernel is compiled and launched."""
+
+    tile: int = 128
+    """Tokens a step."""
+    consumers: int = 2
+    rows: int = 64
+    """Query rows of a consumer: 64 (4 warps) or 128 (8 warps)."""
+    stages: int = 2
+    """Tiles of K, and of V, in shared memory."""
+    overlap: bool = True
+    """Scores of a tile while the softmax of the one before."""
+    turns: bool = True
+    """Two consumers take turns at the tensor cores."""
+    store: int = 1
+    """Outputs to memory 0: from registers; by 16 bytes a thread, 1: through shared memory, 2: through the queries'."""
+    lazy: bool = True
+    """Denominators are summed over a row's threads once, at its end."""
+    q_tma: bool = True
+    """The producer copies queries; else the consumers load them."""
+    persistent: bool = True
+    """A program a multiprocessor; else a program an item."""
+    registers: int = 240
+    """Of a thread of the second consumer."""
+
+
+class HopperPlan:
+    """Which rows each program of a batch's prefill attention takes, for all layers with the same group of query heads.
+
+    Args:
+        group: query heads of a KV head.
+        device: where the batch is.
+        config: how the kernel is compiled.
+    """
+
+    def __init__(self, *, group: int, device: torch.device | str, config: HopperConfig | None = None) -> None:
+        self.config = config or HopperConfig()
+        self._group = group
+        self._device = device
+        self.tiles = 0
+        self.records = torch.zeros(0, _FIELDS, dtype=torch.int32, device=device)
+        self.total = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def update(
+        self,
+        query_starts: torch.Tensor,
+        lengths: torch.Tensor,
+        slots: torch.Tensor,
+        *,
+        tokens: int,
+        slot_tokens: int,
+    ) -> None:
+        """Deal out a batch.
+
+        Args:
+            query_starts: [batch + 1] int32 on the device: where each request's new tokens begin, and their end.
+            lengths: [batch]: each request's tokens, prefix and new.
+            slots: [batch].
+            tokens: new ones of all requests, or more.
+            slot_tokens: of a slot.
+        """
+        batch = query_starts.shape[0] - 1
+        rows = self.config.rows * self.config.consumers
+        # The most tiles that so many tokens can make; a program that finds none has nothing to do.
+        self.tiles = tokens * self._group // rows + batch
+        if self.tiles > self.records.shape[0]:
+            self.records = torch.zeros(2 * self.tiles, _FIELDS, dtype=torch.int32, device=self._device)
+        hopper_plan_kernel[(self.tiles,)](
+            query_starts,
+            lengths,
+            slots,
+            self.records,
+            self.total,
+            batch,
+            slot_tokens,
+            GROUP=self._group,
+            BLOCK_ROWS=rows,
+            BLOCK_BATCH=triton.next_power_of_2(batch),
+        )
+
+
+def hopper_prefill_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    plan: HopperPlan,
+    *,
+    scaling: float,
+    sinks: torch.Tensor | None = None,
+) -> None:
+    """Causal attention of each request's new tokens, its last, over its tokens [0, length).
+
+    Args:
+        q: [tokens, heads, head_dim], contiguous: the requests' new tokens one after the other.
+        k: [slots, slot_tokens, kv_heads, head_dim] of q's dtype: slots one after the other, heads side by side.
+        v: likewise.
+        out: [tokens, heads, head_dim], written.
+        plan: made from this batch; every request has at least as many tokens as a tile of its config, or none.
+        scaling: factor of q . k.
+        sinks: [heads]: a score a head that takes part in the softmax without a value.
+    """
+    config = plan.config
+    heads, head_dim = q.shape[1:]
+    kv_heads = k.shape[2]
+    group = heads // kv_heads
+    q_rows = None
+    if config.q_tma:
+        block = [config.rows // group, group, head_dim]
+        layout = gl.NVMMASharedLayout(128, 16, rank=3)
+        q_rows = TensorDescriptor(q, list(q.shape), list(q.stride()), block, layout)
+    programs = plan.tiles * kv_heads
+    if config.persistent:
+        programs = min(programs, torch.cuda.get_device_properties(q.device).multi_processor_count)
+    hopper_prefill_kernel[(programs,)](
+        q_rows,
+        _rows(k, config.tile),
+        _rows(v, config.tile),
+        q,
+        out,
+        plan.records,
+        plan.total,
+        sinks,
+        kv_heads,
+        q.stride(0),
+        q.stride(1),
+        out.stride(0),
+        out.stride(1),
+        scaling,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        TILE=config.tile,
+        CONSUMERS=config.consumers,
+        ROWS=config.rows,
+        STAGES=config.stages,
+        Q_TMA=config.q_tma,
+        OVERLAP=config.overlap,
+        TURNS=config.turns and config.consumers == 2,
+        STORE=config.store,
+        LAZY=config.lazy,
+        CONSUMER_REGISTERS=config.registers,
+        num_warps=config.rows // 16,
+    )
+
+
+def _rows(cache: torch.Tensor, tile: int) -> TensorDescriptor:
+    """K or V of all slots as rows of tokens."""
+    slots, tokens, heads, dim = cache.shape
+    layout = gl.NVMMASharedLayout(128, 16)
+    return TensorDescriptor(cache, [slots * tokens, heads * dim], [cache.stride(1), 1], [tile, dim], layout)
