@@ -176,11 +176,31 @@ def _own_sums(weights, LAZY: gl.constexpr):
 
 
 @gluon.jit
+def _packed(weights, dtype: gl.constexpr):
+    """Weights in half precision, two neighbours a word: what goes round a loop stays in whole registers."""
+    even, odd = weights.reshape([weights.shape[0], weights.shape[1] // 2, 2]).split()
+    if dtype == gl.bfloat16:
+        convert: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
+    else:
+        convert: gl.constexpr = "cvt.rn.f16x2.f32 $0, $2, $1;"
+    return gl.inline_asm_elementwise(convert, "=r,f,f", [even, odd], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def _operand(packed, P_LAYOUT: gl.constexpr, dtype: gl.constexpr):
+    """What `_packed` packed as a left operand."""
+    even, odd = gl.inline_asm_elementwise(
+        "mov.b32 {$0, $1}, $2;", "=h,=h,r", [packed], dtype=(gl.int16, gl.int16), is_pure=True, pack=1
+    )
+    weights = gl.join(even, odd).reshape([packed.shape[0], packed.shape[1] * 2])
+    return gl.convert_layout(weights.to(dtype, bitcast=True), P_LAYOUT)
+
+
+@gluon.jit
 def _softmax(
-    scores, top, denominator, scale, MASKED: gl.constexpr, LAZY: gl.constexpr, P_LAYOUT: gl.constexpr,
-    dtype: gl.constexpr,
+    scores, top, denominator, scale, LAZY: gl.constexpr, dtype: gl.constexpr
 ):  # fmt: skip
-    """The weights of a tile, in the layout of a left operand, and the running maximum and denominator after it."""
+    """The weights of a tile, packed, and the running maximum and denominator after it."""
     new_top = gl.maximum(top, gl.max(scores, 1))
     base = new_top * scale
     weights = gl.exp2(gl.fma(scores, gl.full_like(scores, 0.0) + scale, gl.full_like(scores, 0.0) - base.expand_dims(1)))
@@ -191,7 +211,7 @@ def _softmax(
         denominator += sums
     else:
         denominator = denominator * fade + sums
-    return gl.convert_layout(weights.to(dtype), P_LAYOUT), fade, new_top, denominator
+    return _packed(weights, dtype), fade, new_top, denominator
 
 
 @gluon.jit
@@ -263,21 +283,22 @@ def _consumer(
         base = top * scale
         weights = gl.exp2(gl.fma(s, gl.full_like(s, 0.0) + scale, gl.full_like(s, 0.0) - base.expand_dims(1)))
         denominator = _own_sums(weights, LAZY)
-        p = gl.convert_layout(weights.to(dtype), P_LAYOUT)
+        p = _packed(weights, dtype)
 
         # Tiles that some rows do not see whole.
         for index in range(1, tiles - whole):
             s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
-            o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
-            s, sums, _p = warpgroup_mma_wait(0, [s, o, p])
+            operand = _operand(p, P_LAYOUT, dtype)
+            o = warpgroup_mma(operand, v_smem.index(v_step % STAGES), sums, is_async=True)
+            s, sums, _operand_kept = warpgroup_mma_wait(0, [s, o, operand])
             mbarrier.arrive(k_empty.index(k_step % STAGES))
             mbarrier.arrive(v_empty.index(v_step % STAGES))
             k_step += 1
             v_step += 1
             columns = (tiles - 1 - index) * TILE + gl.arange(0, TILE, S_COLUMNS)
             s = gl.where(columns.expand_dims(0) <= positions.expand_dims(1), s, float("-inf"))
-            p, fade, top, denominator = _softmax(s, top, denominator, scale, True, LAZY, P_LAYOUT, dtype)
+            p, fade, top, denominator = _softmax(s, top, denominator, scale, LAZY, dtype)
             sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
 
         for index in range(gl.maximum(tiles - whole, 1), tiles):
@@ -286,31 +307,33 @@ def _consumer(
                 turn += 1
             s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
-            o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
+            operand = _operand(p, P_LAYOUT, dtype)
+            o = warpgroup_mma(operand, v_smem.index(v_step % STAGES), sums, is_async=True)
             if TURNS:
                 mbarrier.arrive(other_turn)
             if OVERLAP:
                 s = warpgroup_mma_wait(1, [s])
                 mbarrier.arrive(k_empty.index(k_step % STAGES))
                 k_step += 1
-                next_p, fade, top, denominator = _softmax(s, top, denominator, scale, False, LAZY, P_LAYOUT, dtype)
+                next_p, fade, top, denominator = _softmax(s, top, denominator, scale, LAZY, dtype)
                 # Passed already: it keeps the assembler from waiting for the products before it takes the softmax.
                 mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
-                sums, _p = warpgroup_mma_wait(0, [o, p])
+                sums, _operand_kept = warpgroup_mma_wait(0, [o, operand])
                 mbarrier.arrive(v_empty.index(v_step % STAGES))
                 v_step += 1
                 p = next_p
             else:
-                s, sums, _p = warpgroup_mma_wait(0, [s, o, p])
+                s, sums, _operand_kept = warpgroup_mma_wait(0, [s, o, operand])
                 mbarrier.arrive(k_empty.index(k_step % STAGES))
                 mbarrier.arrive(v_empty.index(v_step % STAGES))
                 k_step += 1
                 v_step += 1
-                p, fade, top, denominator = _softmax(s, top, denominator, scale, False, LAZY, P_LAYOUT, dtype)
+                p, fade, top, denominator = _softmax(s, top, denominator, scale, LAZY, dtype)
             sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
 
         mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
-        o = warpgroup_mma(p, v_smem.index(v_step % STAGES), sums, is_async=True)
+        operand = _operand(p, P_LAYOUT, dtype)
+        o = warpgroup_mma(operand, v_smem.index(v_step % STAGES), sums, is_async=True)
         if LAZY:
             denominator = gl.convert_layout(gl.sum(denominator, 1), S_ROWS)
         if sinks is not None:
@@ -318,7 +341,7 @@ def _consumer(
             sink = gl.load(sinks + heads).to(gl.float32) * 1.4426950408889634
             denominator += gl.exp2(sink - top * scale)
         factor = gl.convert_layout(1 / denominator, O_ROWS)
-        sums, _p = warpgroup_mma_wait(0, [o, p])
+        sums, _operand_kept = warpgroup_mma_wait(0, [o, operand])
         mbarrier.arrive(v_empty.index(v_step % STAGES))
         v_step += 1
         if Q_TMA and STORE != 2:
