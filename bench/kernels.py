@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The project's attention kernels beside FlashAttention-3 and SGLang's Triton kernels, on one GPU, in one run.
 
-    python bench/kernels.py {decode,prefill} [--sweep] [--json bench/results/decode.json]
+    python bench/kernels.py {decode,prefill,shared} [--sweep] [--json bench/results/decode.json]
 
 The project's kernels read token-major virtual tensors `[slot][token][layer][K, V][kv head][head dim]`; the others read
 layers of their own through a table over scattered pages, of 1 token as SGLang runs them, and more. Every time is the
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import attention_decode
 import attention_prefill
+import attention_shared
 from common import write_json
 from rich.console import Console
 
-_OPERATIONS = {"decode": attention_decode, "prefill": attention_prefill}
+_OPERATIONS = {"decode": attention_decode, "prefill": attention_prefill, "shared": attention_shared}
 
 
 def main() -> None:

@@ -7,10 +7,10 @@ import torch
 
 HEAD_DIM = 128
 LAYERS = 32
-ARENA_BYTES = 64 * 2**30
-# Layers that a measurement goes through, one after the other as a model's step does, if so much memory suffices; the L2
-# cache holds 50 MB.
-MOST_ROTATED, LEAST_ROTATED, ROTATED_BYTES = 8, 2, 24 * 2**30
+# Of a GPU's memory, what an arena takes, and what a copy of those layers takes through which a measurement goes, one after
+# the other as a model's step does; the L2 cache holds 50 MB.
+ARENA_SHARE, ROTATED_SHARE = 0.42, 0.15
+MOST_ROTATED, LEAST_ROTATED = 8, 2
 
 
 class VirtualTensors:
@@ -24,17 +24,18 @@ class VirtualTensors:
     def __init__(self, lengths: Sequence[int], kv_heads: int) -> None:
         slots, tokens = len(lengths), max(lengths)
         layer_bytes = slots * tokens * kv_heads * HEAD_DIM * 2 * 2
-        self.rotated = max(LEAST_ROTATED, min(MOST_ROTATED, ROTATED_BYTES // layer_bytes))
-        layers = max(self.rotated, min(LAYERS, ARENA_BYTES // layer_bytes))
+        memory = torch.cuda.get_device_properties(0).total_memory
+        self.rotated = max(LEAST_ROTATED, min(MOST_ROTATED, int(memory * ROTATED_SHARE) // layer_bytes))
+        layers = max(self.rotated, min(LAYERS, int(memory * ARENA_SHARE) // layer_bytes))
         self._step = layers // self.rotated
-        self._data = torch.empty(slots, tokens, layers, 2, kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        for slot in self._data:
+        self.data = torch.empty(slots, tokens, layers, 2, kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        for slot in self.data:
             slot.normal_()
         self.slots = torch.randperm(slots, device="cuda")
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V: [slots, tokens, kv_heads, head_dim]."""
-        return self._data[:, :, index * self._step, 0], self._data[:, :, index * self._step, 1]
+        return self.data[:, :, index * self._step, 0], self.data[:, :, index * self._step, 1]
 
 
 class Paged:

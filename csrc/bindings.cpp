@@ -25,6 +25,7 @@ namespace vt {
 namespace {
 
 using Integers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Buffer = nb::ndarray<std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // Token ids as SGLang has them: any object with a buffer of 64-bit integers (array('q'), numpy, torch).
 class Tokens {
@@ -133,6 +134,37 @@ class PyCache {
   std::unique_ptr<KVCache> cache_;
   FaultDriver* faults_ = nullptr;
 };
+
+class PyPlan {
+ public:
+  PyPlan(PyCache& cache, std::size_t max_batch, std::size_t max_workers, std::size_t members_per_task,
+         std::size_t max_levels, std::size_t least_saved, std::size_t max_places)
+      : cache_(*cache),
+        plan_({max_batch, max_workers, members_per_task, max_levels, least_saved, max_places}, cache->slot_tokens()) {}
+
+  bool update(const Integers& slots, const Buffer& buffer, std::size_t tile, std::size_t workers) {
+    const auto ids = convert<SlotId>(slots, "slot");
+    return unlocked([&] { return cache_.plan_decode(plan_, ids, tile, workers, {buffer.data(), buffer.shape(0)}); });
+  }
+  DecodePlan::Facts facts() const {
+    return unlocked([&] { return cache_.facts(plan_); });
+  }
+  const DecodePlan* operator->() const { return &plan_; }
+
+ private:
+  KVCache& cache_;
+  DecodePlan plan_;
+};
+
+nb::dict as_dict(const DecodePlan::Facts& it) {
+  nb::dict d;
+  d["tasks"] = it.tasks;
+  d["tiles"] = it.tiles;
+  d["places"] = it.places;
+  d["tokens_read"] = it.tokens_read;
+  d["tokens_saved"] = it.tokens_saved;
+  return d;
+}
 
 nb::dict as_dict(const Counters& it) {
   nb::dict d;
@@ -401,4 +433,20 @@ NB_MODULE(_core, m) {
       .def_prop_ro("slot_bytes", [](PyCache& it) { return it->slot_bytes(); })
       .def_prop_ro("total_tokens", [](PyCache& it) { return it->total_tokens(); })
       .def_prop_ro("base", [](PyCache& it) { return it->base(); });
+
+  nb::class_<PyPlan>(m, "DecodePlan")
+      .def(nb::init<PyCache&, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>(),
+           nb::keep_alive<1, 2>(), "cache"_a, nb::kw_only(), "max_batch"_a, "max_workers"_a, "members_per_task"_a,
+           "max_levels"_a = 8, "least_saved"_a = 128, "max_places"_a = 0)
+      .def("update", &PyPlan::update, "slots"_a, "buffer"_a.noconvert(), "tile"_a, "workers"_a)
+      .def("facts", [](const PyPlan& it) { return as_dict(it.facts()); })
+      .def_prop_ro("size", [](const PyPlan& it) { return it->layout().size; })
+      .def_prop_ro("tasks_at", [](const PyPlan& it) { return it->layout().tasks; })
+      .def_prop_ro("order_at", [](const PyPlan& it) { return it->layout().order; })
+      .def_prop_ro("positions_at", [](const PyPlan& it) { return it->layout().positions; })
+      .def_prop_ro("own_starts_at", [](const PyPlan& it) { return it->layout().own_starts; })
+      .def_prop_ro("row_tasks_at", [](const PyPlan& it) { return it->layout().row_tasks; })
+      .def_prop_ro("first_tasks_at", [](const PyPlan& it) { return it->layout().first_tasks; })
+      .def_prop_ro("max_tasks", [](const PyPlan& it) { return it->max_tasks(); })
+      .def_prop_ro("max_places", [](const PyPlan& it) { return it->limits().max_places; });
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The invariants of docs/design.md, proved from scratch.
+#include <algorithm>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "errors.h"
@@ -89,6 +91,39 @@ void check_list(const RadixTree& tree) {
   }
 }
 
+// Slots in use stand in the order of the tree, with what neighbours share.
+void check_order(const RadixTree& tree, const std::vector<bool>& used) {
+  const LiveOrder& order = tree.live_order();
+  struct Range {
+    SlotId first, last;
+  };
+  std::unordered_map<const Node*, Range> below;
+  std::vector<bool> listed(used.size());
+  SlotId previous = kNoSlot;
+  for (SlotId slot = order.first(); slot != kNoSlot; previous = slot, slot = order.next(slot)) {
+    const std::string which = "slot " + std::to_string(slot);
+    VERIFY(used[slot] && !listed[slot], which + " is listed twice, or is idle and listed among those in use");
+    listed[slot] = true;
+    std::ptrdiff_t shared = LiveOrder::kOtherRoot;
+    for (const Node* node = tree.attached(slot); node != nullptr; node = node->parent) {
+      const auto [entry, is_new] = below.try_emplace(node, Range{slot, slot});
+      VERIFY(is_new || entry->second.last == previous,
+             name(*node) + " has slots in use that do not stand side by side");
+      entry->second.last = slot;
+      if (!is_new) shared = std::max(shared, static_cast<std::ptrdiff_t>(node->end));
+    }
+    VERIFY(shared == order.shared(slot), which + " shares " + std::to_string(shared) +
+                                             " tokens with the one before it, not " +
+                                             std::to_string(order.shared(slot)));
+  }
+  VERIFY(listed == used, "a slot in use is not listed");
+  tree.for_each([&](const Node& node) {
+    const auto found = below.find(&node);
+    VERIFY(node.first_live == (found == below.end() ? kNoSlot : found->second.first),
+           name(node) + " does not know the first slot in use below it");
+  });
+}
+
 }  // namespace
 
 void KVCache::check() const {
@@ -103,6 +138,10 @@ void KVCache::check() const {
   });
   VERIFY(tokens == tree_.tokens() && nodes == tree_.nodes(), "the tree miscounts its tokens or nodes");
   check_list(tree_);
+  std::vector<bool> used(slots_.size());
+  for (SlotId slot = 0; slot < slots_.size(); ++slot)
+    used[slot] = slots_[slot].state == State::kLive || slots_[slot].state == State::kDraining;
+  check_order(tree_, used);
   check_slots(pages);
   check_pages(pages);
   check_mappings();

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <limits>
 #include <numeric>
 #include <string>
 
@@ -311,8 +312,7 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
   Node* from = tree_.attached(slot);
   if (tokens.size() <= from->end) return {RadixTree::handle(from), it.duplicate, 0};
   const auto recorded = tree_.record(from, tokens, arena_.mapped(slot));
-  tree_.detach(slot);
-  tree_.attach(slot, recorded.node, false);
+  tree_.go_on(slot, recorded.node);
   if (tokens.size() > it.recorded) {
     live_tokens_ -= tokens.size() - it.recorded;
     it.recorded = tokens.size();
@@ -398,6 +398,43 @@ void KVCache::complete_forward(std::uint64_t forward) {
     make_idle(draining_.begin()->second);
     draining_.erase(draining_.begin());
   }
+}
+
+// ---- decode steps
+
+bool KVCache::plan_decode(DecodePlan& plan, std::span<const SlotId> slots, std::size_t tile, std::size_t workers,
+                          std::span<std::int32_t> buffer) {
+  const std::lock_guard guard(mutex_);
+  plan.check(slots.size(), tile, workers, buffer.size());
+  const LiveOrder& order = tree_.live_order();
+  if (plan.is_of(slots, order.version(), tile, workers)) return false;
+  std::vector<std::int32_t>& rows = scratch_.rows;
+  rows.assign(slots_.size(), -1);
+  for (std::size_t row = 0; row < slots.size(); ++row) {
+    if (slots[row] == kPaddingSlot) continue;
+    live(slots[row]);
+    if (rows[slots[row]] >= 0)
+      throw std::invalid_argument("slot " + std::to_string(slots[row]) + " is named twice in one batch");
+    rows[slots[row]] = static_cast<std::int32_t>(row);
+  }
+  std::vector<DecodePlan::Member>& members = scratch_.members;
+  members.clear();
+  std::ptrdiff_t shared = LiveOrder::kOtherRoot;
+  for (SlotId slot = order.first(); slot != kNoSlot; slot = order.next(slot)) {
+    shared = std::min(shared, order.shared(slot));
+    if (rows[slot] < 0) continue;
+    members.push_back({static_cast<std::size_t>(rows[slot]), slot,
+                       static_cast<std::size_t>(std::max(shared, std::ptrdiff_t{0})),
+                       std::max(slots_[slot].tokens, std::size_t{1}) - 1});
+    shared = std::numeric_limits<std::ptrdiff_t>::max();
+  }
+  plan.make({{slots.begin(), slots.end()}, order.version(), tile, workers}, members, buffer);
+  return true;
+}
+
+DecodePlan::Facts KVCache::facts(const DecodePlan& plan) const {
+  const std::lock_guard guard(mutex_);
+  return plan.facts();
 }
 
 // ---- slots, pages and mappings

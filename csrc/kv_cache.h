@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "arena.h"
+#include "decode_plan.h"
 #include "driver.h"
 #include "page_pool.h"
 #include "radix_tree.h"
@@ -122,6 +123,12 @@ class KVCache {
   // Where it reads guards too, they are not replaced before it is completed: grow throws SlotsBusy.
   std::uint64_t begin_forward(std::span<const SlotId> slots, bool reads_guards);
   void complete_forward(std::uint64_t forward);
+
+  // Plans what these live slots (or padding) read together in a decode step, by what the tree knows of them now.
+  // False, and nothing written, if that is what `plan` was made of last.
+  bool plan_decode(DecodePlan& plan, std::span<const SlotId> slots, std::size_t tile, std::size_t workers,
+                   std::span<std::int32_t> buffer);
+  DecodePlan::Facts facts(const DecodePlan& plan) const;
 
   // Evicts until this many more pages can be taken than now, or nothing is left to evict. Returns tokens evicted.
   std::size_t evict(std::size_t pages);
@@ -237,7 +244,9 @@ class KVCache {
     std::vector<PageId> path;
     std::vector<Fresh> fresh;
     std::vector<Change> changes;
-  } scratch_;  // of the bind or growth under way; kept for its memory
+    std::vector<std::int32_t> rows;  // by slot
+    std::vector<DecodePlan::Member> members;
+  } scratch_;  // of the bind, growth or plan under way; kept for its memory
 };
 
 }  // namespace vt

@@ -48,7 +48,7 @@ TokenSlice TokenSlice::from(std::size_t offset) const {
 }
 
 RadixTree::RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots, std::size_t block_tokens)
-    : pool_(pool), geometry_(geometry), block_tokens_(block_tokens), attachments_(slots) {}
+    : pool_(pool), geometry_(geometry), block_tokens_(block_tokens), attachments_(slots), live_order_(slots) {}
 
 RadixTree::~RadixTree() = default;
 
@@ -153,6 +153,7 @@ Node* RadixTree::split(Node* node, std::size_t count) {
   upper->end = node->start() + count;
   upper->locks = node->locks;
   upper->hits = node->hits;
+  upper->first_live = node->first_live;
   if (!node->blocks.empty()) {
     const auto of_upper = node->blocks.begin() + static_cast<std::ptrdiff_t>(blocks_in(upper));
     upper->blocks.assign(node->blocks.begin(), of_upper);
@@ -361,22 +362,43 @@ std::vector<RadixTree::Busy> RadixTree::busiest(std::size_t count) const {
 // ---- slots
 
 void RadixTree::attach(SlotId slot, Node* node, bool idle) {
+  link(slot, node, idle);
+  if (idle)
+    add_idle(node, 1);
+  else
+    live_order_.insert(slot, node);
+}
+
+void RadixTree::detach(SlotId slot) {
+  if (attachments_[slot].node == nullptr) return;
+  const bool idle = attachments_[slot].idle;
+  Node* node = unlink(slot);
+  if (idle)
+    add_idle(node, -1);
+  else
+    live_order_.remove(slot, node);
+  if (node->is_root()) free_root_if_unused(node);
+}
+
+void RadixTree::go_on(SlotId slot, Node* node) {
+  Node* from = unlink(slot);
+  link(slot, node, false);
+  live_order_.go_on(slot, from, node);
+}
+
+void RadixTree::link(SlotId slot, Node* node, bool idle) {
   Attachment& it = attachments_[slot];
   it = {node, kNoSlot, node->slots, idle};
   if (it.next != kNoSlot) attachments_[it.next].previous = slot;
   node->slots = slot;
-  if (idle) add_idle(node, 1);
 }
 
-void RadixTree::detach(SlotId slot) {
+// The node that the slot was attached to.
+Node* RadixTree::unlink(SlotId slot) {
   Attachment& it = attachments_[slot];
-  if (it.node == nullptr) return;
   (it.previous == kNoSlot ? it.node->slots : attachments_[it.previous].next) = it.next;
   if (it.next != kNoSlot) attachments_[it.next].previous = it.previous;
-  if (it.idle) add_idle(it.node, -1);
-  Node* node = it.node;
-  it = Attachment{};
-  if (node->is_root()) free_root_if_unused(node);
+  return std::exchange(it, Attachment{}).node;
 }
 
 void RadixTree::add_idle(Node* node, std::int32_t count) {

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "child_map.h"
+#include "live_order.h"
 #include "page_pool.h"
 #include "types.h"
 
@@ -59,7 +60,8 @@ struct Node {
   std::uint32_t locks = 0;  // of it and its descendants
   std::uint32_t own_locks = 0;
   bool alive = false;
-  SlotId slots = kNoSlot;  // first of the slots attached here
+  SlotId slots = kNoSlot;       // first of the slots attached here
+  SlotId first_live = kNoSlot;  // of those in use that are attached here or below, in their order
   ChildMap children;
   std::uint64_t hits = 0;       // binds that found all of it
   std::vector<BlockId> blocks;  // that end in (start, end], once they are set
@@ -137,7 +139,11 @@ class RadixTree {
 
   void attach(SlotId slot, Node* node, bool idle);
   void detach(SlotId slot);
+  // Attaches a slot in use to a node below its own.
+  void go_on(SlotId slot, Node* node);
   Node* attached(SlotId slot) const { return attachments_[slot].node; }
+  // Those that are attached and not idle, as the tree orders them.
+  const LiveOrder& live_order() const { return live_order_; }
   // An idle slot attached where the path to `node` is longest shared; kNoSlot: none shares anything with it.
   SlotId idle_slot_near(const Node* node) const;
   // Called for each idle slot whose last node above a root was evicted.
@@ -182,6 +188,8 @@ class RadixTree {
   void list_remove(Node* node);
   void prefetch_evictions(const Node* leaf) const;
   void add_idle(Node* node, std::int32_t count);
+  void link(SlotId slot, Node* node, bool idle);
+  Node* unlink(SlotId slot);
 
   PagePool& pool_;
   Geometry geometry_;
@@ -191,6 +199,7 @@ class RadixTree {
   std::vector<std::uint32_t> unused_;
   std::unordered_map<std::string, Node*> roots_;
   std::vector<Attachment> attachments_;  // by slot
+  LiveOrder live_order_;
   // Every unlocked node, least recently used first. A node stands after all its descendants, so the first is always
   // a leaf, and evicting takes no search.
   Node* oldest_ = nullptr;

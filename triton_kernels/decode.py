@@ -7,13 +7,17 @@ over the tokens j that the last one sees, with cap(x) = logit_cap * tanh(x / log
 sink adds exp(sink - max s) to the denominator (arXiv 2309.17453). A token's K is found at
 `base + slot * slot_stride + position * token_stride`.
 
-Split over the tokens: each worker (tiles.py) keeps a running maximum and sum (online softmax, arXiv 1805.02867). Where
-its run holds a request whole, it writes the output; else a partial result, which merge.py combines
-(arXiv 2205.14135, section 3.1).
+The tokens are cut into tiles, and the tiles dealt to workers in equal runs (tiles.py). A worker goes through its run in
+one loop, across the borders of requests, so that the next tiles are always on their way from memory. Where its run
+holds all that a request reads, it writes the output; else a partial result, which merge.py combines.
 
-Tiles are read through the tensor memory accelerator (TMA), by descriptors of the whole arena. What follows a request
-need not be memory at all, so its last tile is moved back to end where the request ends, and what the tile before had is
-masked. Requests shorter than a tile are read by masked loads.
+Stretches of tokens that several requests share come first, in a loop of their own: a tile is read once for all of their
+query heads (docs/design.md, "Tree-aware decode"). What a request does not share it reads by itself, as if it shared
+nothing.
+
+Tiles are read through the tensor memory accelerator (TMA), by descriptors of the whole arena; by plain loads where TMA
+cannot. What follows a request need not be memory at all, so its last tile is moved back to end where the request ends,
+and what the tile before had is masked. Requests shorter than a tile are read by masked loads, one worker each.
 """
 
 import torch
@@ -23,38 +27,222 @@ from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .merge import merge_kernel
-from .numerics import LOG2E, tanh
-from .tiles import DecodePlan, first_visible, run_start, workers_used
+from .numerics import LOG2E
+from .softmax import attend
+from .tiles import TASK_FIELDS, DecodePlan, run_start, worker_of, workers_used
 
 # Parts of a request that the merge reads at a time, at least and at most.
 _LEAST_PARTS, _MOST_PARTS = 8, 64
 
 
 @triton.jit
-def _attend(
-    query,  # [group, head_dim]
-    keys,  # [head_dim, tile]
-    values,  # [tile, v_head_dim]
-    visible,  # [tile]
-    top,
-    denominator,
-    sums,
-    scale,
-    LOGIT_CAP: tl.constexpr,
-):
-    """One tile of tokens: the running maximum, denominator and sums after it."""
-    scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee") * scale
-    if LOGIT_CAP > 0:
-        scores = LOGIT_CAP * tanh(scores / LOGIT_CAP)
-    scores *= LOG2E
-    # Each tile holds a visible token, so the maximum is finite from the first one on.
-    scores = tl.where(visible[None, :], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_top[:, None])
-    fade = tl.exp2(top - new_top)
-    denominator = denominator * fade + tl.sum(weights, 1)
-    sums = tl.dot(weights.to(query.dtype), values.to(query.dtype), sums * fade[:, None], input_precision="ieee")
-    return new_top, denominator, sums
+def _tile(
+    k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, TILE: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr,
+):  # fmt: skip
+    """K [head_dim, tile] and V [tile, v_head_dim] of tokens [position, position + TILE), all of which are memory."""
+    if k_rows is not None:
+        at = row + position
+        return k_rows.load([at, kv_head * HEAD_DIM]).T, v_rows.load([at, kv_head * V_HEAD_DIM])
+    else:
+        tokens = position.to(tl.int64) + tl.arange(0, TILE)
+        dims = tl.arange(0, BLOCK_DIM)
+        v_dims = tl.arange(0, BLOCK_V_DIM)
+        keys = tl.load(k_base + tokens[None, :] * k_token_stride + dims[:, None], dims[:, None] < HEAD_DIM, 0.0)
+        values = tl.load(v_base + tokens[:, None] * v_token_stride + v_dims[None, :], v_dims[None, :] < V_HEAD_DIM, 0.0)
+        return keys, values
+
+
+@triton.jit
+def _attend_shared(
+    q, k, v, k_rows, v_rows, tasks, order, first_tasks, last_tasks, partial, partial_lse, total, worker, workers,
+    kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
+    v_slot_stride, v_token_stride, v_head_stride, scale, v_factor,
+    TASK_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The worker's run of the tasks' tiles: a row is a query head of one of the requests that share the task."""
+    used = workers_used(total, workers)
+    tile = run_start(worker, total, used)
+    end = run_start(worker + 1, total, used)
+    rows = tl.arange(0, BLOCK_ROWS)
+    dims = tl.arange(0, BLOCK_DIM)
+    v_dims = tl.arange(0, BLOCK_V_DIM)
+    tokens = tl.arange(0, TILE)
+    heads = kv_head * GROUP + rows % GROUP
+    for task in range(tl.load(first_tasks + worker), tl.load(last_tasks + worker) + 1):
+        at = tasks + task * TASK_FIELDS
+        slot = tl.load(at)
+        task_start = tl.load(at + 1)
+        task_stop = tl.load(at + 2)
+        count = tl.load(at + 4)
+        first_place = tl.load(at + 5)
+        task_end = tl.load(at + 6)
+        task_begin = task_end - tl.cdiv(task_stop - task_start, TILE)
+        members = rows // GROUP
+        row_mask = members < count
+        requests = tl.load(order + tl.load(at + 3) + members, mask=row_mask, other=0)
+        query = tl.load(
+            q + requests.to(tl.int64)[:, None] * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
+            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
+            other=0.0,
+        )
+        k_base = k + slot.to(tl.int64) * k_slot_stride + kv_head * k_head_stride
+        v_base = v + slot.to(tl.int64) * v_slot_stride + kv_head * v_head_stride
+        row = slot * slot_tokens
+        first = tl.maximum(tile, task_begin)
+        last = tl.minimum(end, task_end)
+        top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
+        denominator = tl.zeros([BLOCK_ROWS], tl.float32)
+        sums = tl.zeros([BLOCK_ROWS, BLOCK_V_DIM], tl.float32)
+        tl.assume(first < last)
+        for index in tl.range(first, last, num_stages=STAGES):
+            start = task_start + (index - task_begin) * TILE
+            position = tl.minimum(start, task_stop - TILE)
+            keys, values = _tile(
+                k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
+                HEAD_DIM, V_HEAD_DIM, TILE, BLOCK_DIM, BLOCK_V_DIM,
+            )  # fmt: skip
+            top, denominator, sums = attend(
+                query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
+            )
+        place = first_place + (worker - worker_of(task_begin, total, used)) * count + members
+        place = place.to(tl.int64) * (kv_heads * GROUP) + heads
+        tl.store(partial_lse + place, top + tl.log2(denominator), mask=row_mask)
+        tl.store(
+            partial + place[:, None] * V_HEAD_DIM + v_dims[None, :],
+            sums * (v_factor / denominator)[:, None],
+            mask=row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM),
+        )
+
+
+@triton.jit
+def _attend_own(
+    q, k, v, k_rows, v_rows, out, partial, partial_lse, slots, lengths, starts, shared_ends, tile_ends, long_requests,
+    first_ranks, last_ranks, sinks, total, worker, workers, kv_head, kv_heads, slot_tokens, q_batch_stride,
+    q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride, v_head_stride,
+    out_batch_stride, out_head_stride, scale, v_factor,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, LOGIT_CAP: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_V_DIM: tl.constexpr,
+):  # fmt: skip
+    """The worker's run of the tiles that requests read by themselves: a row is a query head."""
+    used = workers_used(total, workers)
+    tile = run_start(worker, total, used)
+    end = run_start(worker + 1, total, used)
+    rows = tl.arange(0, BLOCK_GROUP)
+    dims = tl.arange(0, BLOCK_DIM)
+    v_dims = tl.arange(0, BLOCK_V_DIM)
+    tokens = tl.arange(0, TILE)
+    row_mask = rows < GROUP
+    heads = kv_head * GROUP + rows
+    for rank in tl.range(tl.load(first_ranks + worker), tl.load(last_ranks + worker) + 1, flatten=True):
+        request = tl.load(long_requests + rank)
+        request_end = tl.load(tile_ends + request)
+        request_begin = tl.load(tile_ends + request - 1, mask=request > 0, other=0)
+        length = tl.load(lengths + request).to(tl.int32)
+        own_start = tl.load(starts + request)
+        slot = tl.load(slots + request).to(tl.int32)
+        whole = (tile <= request_begin) & (end >= request_end)
+        if shared_ends is not None:
+            whole &= tl.load(shared_ends + request) == 0
+        query = tl.load(
+            q + request.to(tl.int64) * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
+            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
+            other=0.0,
+        )
+        k_base = k + slot.to(tl.int64) * k_slot_stride + kv_head * k_head_stride
+        v_base = v + slot.to(tl.int64) * v_slot_stride + kv_head * v_head_stride
+        row = slot * slot_tokens
+        first = tl.maximum(tile, request_begin)
+        last = tl.minimum(end, request_end)
+        top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+        denominator = tl.zeros([BLOCK_GROUP], tl.float32)
+        sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
+        tl.assume(first < last)
+        for index in range(first, last):
+            start = own_start + (index - request_begin) * TILE
+            position = tl.minimum(start, length - TILE)
+            keys, values = _tile(
+                k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
+                HEAD_DIM, V_HEAD_DIM, TILE, BLOCK_DIM, BLOCK_V_DIM,
+            )  # fmt: skip
+            top, denominator, sums = attend(
+                query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
+            )
+        store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
+        if whole:
+            if sinks is not None:
+                sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
+                denominator += tl.exp2(sink * LOG2E - top)
+            result = sums * (v_factor / denominator)[:, None]
+            tl.store(
+                out + request.to(tl.int64) * out_batch_stride + heads[:, None] * out_head_stride + v_dims[None, :],
+                result.to(out.dtype.element_ty),
+                mask=store_mask,
+            )
+        else:
+            # A run has at most two requests of which another run has a part: its first, which began before it, and its
+            # last. The other parts are of requests whose beginning they share.
+            at = (rank + worker) * (kv_heads * GROUP) + heads
+            tl.store(partial_lse + at, top + tl.log2(denominator), mask=row_mask)
+            tl.store(
+                partial + at[:, None] * V_HEAD_DIM + v_dims[None, :],
+                sums * (v_factor / denominator)[:, None],
+                mask=store_mask,
+            )
+
+
+@triton.jit
+def _attend_short(
+    q, k, v, out, slots, lengths, starts, short_requests, shorts, sinks, worker, workers, kv_head, q_batch_stride,
+    q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride, v_head_stride,
+    out_batch_stride, out_head_stride, scale, v_factor,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, LOGIT_CAP: tl.constexpr,
+    TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_V_DIM: tl.constexpr,
+):  # fmt: skip
+    """Requests shorter than a tile, dealt to the workers one by one."""
+    rows = tl.arange(0, BLOCK_GROUP)
+    dims = tl.arange(0, BLOCK_DIM)
+    v_dims = tl.arange(0, BLOCK_V_DIM)
+    tokens = tl.arange(0, TILE)
+    row_mask = rows < GROUP
+    heads = kv_head * GROUP + rows
+    for index in tl.range(worker, shorts, workers, num_stages=1):
+        request = tl.load(short_requests + index)
+        length = tl.load(lengths + request).to(tl.int32)
+        slot = tl.load(slots + request).to(tl.int64)
+        valid = tokens < length
+        query = tl.load(
+            q + request.to(tl.int64) * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
+            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
+            other=0.0,
+        )
+        keys = tl.load(
+            k + slot * k_slot_stride + kv_head * k_head_stride + tokens[None, :] * k_token_stride + dims[:, None],
+            mask=valid[None, :] & (dims[:, None] < HEAD_DIM),
+            other=0.0,
+        )
+        values = tl.load(
+            v + slot * v_slot_stride + kv_head * v_head_stride + tokens[:, None] * v_token_stride + v_dims[None, :],
+            mask=valid[:, None] & (v_dims[None, :] < V_HEAD_DIM),
+            other=0.0,
+        )
+        top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
+        denominator = tl.zeros([BLOCK_GROUP], tl.float32)
+        sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
+        visible = valid & (tokens >= tl.load(starts + request))
+        top, denominator, sums = attend(query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP)
+        if sinks is not None:
+            sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
+            denominator += tl.exp2(sink * LOG2E - top)
+        result = sums * (v_factor / denominator)[:, None]
+        tl.store(
+            out + request.to(tl.int64) * out_batch_stride + heads[:, None] * out_head_stride + v_dims[None, :],
+            result.to(out.dtype.element_ty),
+            mask=row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM),
+        )
 
 
 @triton.jit
@@ -65,16 +253,30 @@ def decode_kernel(
     k_rows,  # descriptor of k as [slots * slot_tokens, kv_heads * head_dim], or None
     v_rows,  # descriptor of v, likewise
     out,  # [batch, heads, v_head_dim], written
-    partial,  # [workers, 2, heads, v_head_dim] float32, written: outputs over one part of a request
-    partial_lse,  # [workers, 2, heads] float32, written: log2 of their denominators
+    partial,  # [batch + workers, heads, v_head_dim] float32, written: outputs over one part of a request
+    partial_lse,  # [batch + workers, heads] float32, written: log2 of their denominators
+    shared_partial,  # [places, heads, v_head_dim] float32, written: the same of shared tasks; or None
+    shared_partial_lse,  # [places, heads] float32, written
     slots,  # [batch]
     lengths,  # [batch]
+    starts,  # [batch]
     tile_ends,  # [batch]
-    first_requests,  # [workers]
+    long_requests,  # [batch]
+    short_requests,  # [batch]
+    shorts,  # [1]
+    first_ranks,  # [workers]
+    last_ranks,  # [workers]
+    tasks,  # [tasks, TASK_FIELDS] or None
+    order,  # [batch]
+    shared_ends,  # [batch] or None
+    shared_tiles,  # [1]
+    first_tasks,  # [workers]
+    last_tasks,  # [workers]
     sinks,  # [heads] or None
     k_scale,  # [1] float32 or None
     v_scale,  # [1] float32 or None
     batch,
+    own_workers,
     slot_tokens,
     q_batch_stride,
     q_head_stride,
@@ -87,119 +289,57 @@ def decode_kernel(
     out_batch_stride,
     out_head_stride,
     scaling,
+    TASK_FIELDS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr,
-    WINDOW: tl.constexpr,
     TILE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_V_DIM: tl.constexpr,
+    SHARED_STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One program a KV head and worker. The programs of a worker's heads run side by side: they read the same tokens'
-    neighbouring heads, so that memory sees runs of a token's whole K."""
+    """One program a KV head and worker: first those for what requests read by themselves, which wait for memory, then
+    those for shared tasks, which wait for tensor cores; a multiprocessor runs one of each. The programs of a worker's
+    heads run side by side: they read the same tokens' neighbouring heads, so that memory sees runs of a token's whole
+    K."""
     kv_head = tl.program_id(0)
+    kv_heads = tl.num_programs(0)
     worker = tl.program_id(1)
     if PDL:
         gdc_launch_dependents()
-    total = tl.load(tile_ends + batch - 1)
-    used = workers_used(total, tl.num_programs(1))
-    if worker >= used:
-        return
-    tile = run_start(worker, total, used)
-    end = run_start(worker + 1, total, used)
-    request = tl.load(first_requests + worker)
-
-    rows = tl.arange(0, BLOCK_GROUP)
-    dims = tl.arange(0, BLOCK_DIM)
-    v_dims = tl.arange(0, BLOCK_V_DIM)
-    tokens = tl.arange(0, TILE)
-    row_mask = rows < GROUP
-    heads = kv_head * GROUP + rows
     scale = scaling
     if k_scale is not None:
         scale *= tl.load(k_scale)
     v_factor = 1.0
     if v_scale is not None:
         v_factor = tl.load(v_scale)
-    k_offsets = tokens[None, :] * k_token_stride + dims[:, None]
-    v_offsets = tokens[:, None] * v_token_stride + v_dims[None, :]
-
-    while tile < end:
-        request_end = tl.load(tile_ends + request)
-        request_start = tl.load(tile_ends + request - 1, mask=request > 0, other=0)
-        length = tl.load(lengths + request).to(tl.int32)
-        slot = tl.load(slots + request).to(tl.int64)
-        seen = first_visible(length, WINDOW)
-        offset = seen // TILE - request_start
-        first = tile + offset
-        last = tl.minimum(end, request_end) + offset
-        query = tl.load(
-            q + request.to(tl.int64) * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
-            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
-            other=0.0,
-        )
-        k_base = k + slot * k_slot_stride + kv_head * k_head_stride
-        v_base = v + slot * v_slot_stride + kv_head * v_head_stride
-
-        top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
-        denominator = tl.zeros([BLOCK_GROUP], tl.float32)
-        sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
-        in_rows = first
-        if k_rows is not None:
-            in_rows = tl.where(length >= TILE, last, first)
-            row = (slot * slot_tokens).to(tl.int32)
-            for index in range(first, in_rows):
-                position = tl.minimum(index * TILE, length - TILE)
-                at = row + position
-                visible = position + tokens >= tl.maximum(index * TILE, seen)
-                top, denominator, sums = _attend(
-                    query, k_rows.load([at, kv_head * HEAD_DIM]).T, v_rows.load([at, kv_head * V_HEAD_DIM]),
-                    visible, top, denominator, sums, scale, LOGIT_CAP,
-                )  # fmt: skip
-        for index in range(in_rows, last):
-            position = index * TILE
-            valid = position + tokens < length
-            keys = tl.load(
-                k_base + position.to(tl.int64) * k_token_stride + k_offsets,
-                mask=valid[None, :] & (dims[:, None] < HEAD_DIM),
-                other=0.0,
-            )
-            values = tl.load(
-                v_base + position.to(tl.int64) * v_token_stride + v_offsets,
-                mask=valid[:, None] & (v_dims[None, :] < V_HEAD_DIM),
-                other=0.0,
-            )
-            top, denominator, sums = _attend(
-                query, keys, values, valid & (position + tokens >= seen), top, denominator, sums, scale, LOGIT_CAP,
-            )  # fmt: skip
-
-        store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
-        if request_start == request_end:
-            pass  # merge.py fills it in
-        elif (tile == request_start) & (end >= request_end):
-            if sinks is not None:
-                sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
-                denominator += tl.exp2(sink * LOG2E - top)
-            result = sums * (v_factor / denominator)[:, None]
-            tl.store(
-                out + request.to(tl.int64) * out_batch_stride + heads[:, None] * out_head_stride + v_dims[None, :],
-                result.to(out.dtype.element_ty),
-                mask=store_mask,
-            )
-        else:
-            # A run has at most two parts of requests: one that began before it, and one that goes on after it.
-            at = (worker * 2 + tl.where(tile > request_start, 0, 1)) * (tl.num_programs(0) * GROUP) + heads
-            tl.store(partial_lse + at, top + tl.log2(denominator), mask=row_mask)
-            tl.store(
-                partial + at[:, None] * V_HEAD_DIM + v_dims[None, :],
-                sums * (v_factor / denominator)[:, None],
-                mask=store_mask,
-            )
-        tile = tl.minimum(end, request_end)
-        request += 1
+    if worker < own_workers:
+        _attend_own(
+            q, k, v, k_rows, v_rows, out, partial, partial_lse, slots, lengths, starts, shared_ends, tile_ends,
+            long_requests, first_ranks, last_ranks, sinks, tl.load(tile_ends + batch - 1), worker, own_workers,
+            kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
+            v_slot_stride, v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
+            GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
+        )  # fmt: skip
+        _attend_short(
+            q, k, v, out, slots, lengths, starts, short_requests, tl.load(shorts), sinks, worker, own_workers, kv_head,
+            q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
+            v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
+            GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
+        )  # fmt: skip
+    elif tasks is not None:
+        _attend_shared(
+            q, k, v, k_rows, v_rows, tasks, order, first_tasks, last_tasks, shared_partial, shared_partial_lse,
+            tl.load(shared_tiles), worker - own_workers, tl.num_programs(1) - own_workers, kv_head, kv_heads,
+            slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
+            v_token_stride, v_head_stride, scale, v_factor,
+            TASK_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_ROWS, BLOCK_DIM, BLOCK_V_DIM,
+            SHARED_STAGES,
+        )  # fmt: skip
 
 
 def decode_attention(
@@ -243,7 +383,8 @@ def decode_attention(
         k_rows = v_rows = None
     # The merge is set up while the decode kernel still runs (programmatic dependent launch).
     pdl = {"launch_pdl": True} if plan.overlap_merge else {}
-    decode_kernel[(kv_heads, workers)](
+    shared = plan.shared
+    decode_kernel[(kv_heads, workers + (shared.workers if shared else 0))](
         q,
         k,
         v,
@@ -252,14 +393,28 @@ def decode_attention(
         out,
         plan.partial,
         plan.partial_lse,
+        shared and shared.partial,
+        shared and shared.partial_lse,
         slots,
         lengths,
+        plan.starts,
         plan.tile_ends,
-        plan.first_requests,
+        plan.long_requests,
+        plan.short_requests,
+        plan.shorts,
+        plan.first_ranks,
+        plan.last_ranks,
+        shared and shared.tasks,
+        shared and shared.order,
+        shared and shared.ends,
+        shared and shared.tiles,
+        shared and shared.first_tasks,
+        shared and shared.last_tasks,
         sinks,
         k_scale,
         v_scale,
         batch,
+        workers,
         k.shape[1],
         q.stride(0),
         q.stride(1),
@@ -268,15 +423,17 @@ def decode_attention(
         out.stride(0),
         out.stride(1),
         scaling,
+        TASK_FIELDS=TASK_FIELDS,
         GROUP=heads // kv_heads,
         HEAD_DIM=head_dim,
         V_HEAD_DIM=v_head_dim,
         LOGIT_CAP=logit_cap,
-        WINDOW=plan.window,
         TILE=config.tile,
+        BLOCK_ROWS=max(16, triton.next_power_of_2(shared.members * (heads // kv_heads))) if shared else 16,
         BLOCK_GROUP=max(16, triton.next_power_of_2(heads // kv_heads)),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
+        SHARED_STAGES=config.shared_stages,
         PDL=plan.overlap_merge,
         num_warps=config.warps,
         num_stages=config.stages,
@@ -284,12 +441,24 @@ def decode_attention(
     merge_kernel[(batch, heads)](
         plan.partial,
         plan.partial_lse,
+        shared and shared.partial,
+        shared and shared.partial_lse,
         out,
+        lengths,
         plan.tile_ends,
+        plan.ranks,
+        shared and shared.tasks,
+        shared and shared.places,
+        shared and shared.levels,
+        shared and shared.tiles,
         sinks,
         workers,
+        shared.workers if shared else 0,
         out.stride(0),
         out.stride(1),
+        TASK_FIELDS=TASK_FIELDS,
+        LEVELS=shared.levels.shape[1] if shared else 0,
+        TILE=config.tile,
         V_HEAD_DIM=v_head_dim,
         BLOCK_PARTS=min(max(triton.next_power_of_2(workers // batch + 1), _LEAST_PARTS), _MOST_PARTS),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),

@@ -25,9 +25,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
     tma,
     warpgroup_mma,
+    warpgroup_mma_init,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from .hopper_steps import operand as operand_of
+from .hopper_steps import own_sums, packed, scores, softmax
 
 _FIELDS = 8
 """int32 words of a tile's record: first token in q, new tokens, length, first row in the arena, first row of the tile."""
@@ -154,66 +158,6 @@ def _producer(
 
 
 @gluon.jit
-def _scores(
-    q, k_smem, k_full, step, S_LAYOUT: gl.constexpr, ROWS: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr
-):  # fmt: skip
-    """Start the scores of a tile of tokens."""
-    at = step % STAGES
-    mbarrier.wait(k_full.index(at), (step // STAGES) & 1)
-    zero = gl.zeros([ROWS, TILE], gl.float32, S_LAYOUT)
-    return warpgroup_mma(q, k_smem.index(at).permute((1, 0)), zero, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def _own_sums(weights, LAZY: gl.constexpr):
-    """Each thread's sum of its part of a row ([rows, 4]: a row is four threads'), or the rows' sums."""
-    if LAZY:
-        parts = weights.reshape([weights.shape[0], weights.shape[1] // 8, 4, 2])
-        return gl.sum(gl.sum(parts, 3), 1)
-    else:
-        return gl.sum(weights, 1)
-
-
-@gluon.jit
-def _packed(weights, dtype: gl.constexpr):
-    """Weights in half precision, two neighbours a word: what goes round a loop stays in whole registers."""
-    even, odd = weights.reshape([weights.shape[0], weights.shape[1] // 2, 2]).split()
-    if dtype == gl.bfloat16:
-        convert: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
-    else:
-        convert: gl.constexpr = "cvt.rn.f16x2.f32 $0, $2, $1;"
-    return gl.inline_asm_elementwise(convert, "=r,f,f", [even, odd], dtype=gl.int32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _operand(packed, P_LAYOUT: gl.constexpr, dtype: gl.constexpr):
-    """What `_packed` packed as a left operand."""
-    even, odd = gl.inline_asm_elementwise(
-        "mov.b32 {$0, $1}, $2;", "=h,=h,r", [packed], dtype=(gl.int16, gl.int16), is_pure=True, pack=1
-    )
-    weights = gl.join(even, odd).reshape([packed.shape[0], packed.shape[1] * 2])
-    return gl.convert_layout(weights.to(dtype, bitcast=True), P_LAYOUT)
-
-
-@gluon.jit
-def _softmax(
-    scores, top, denominator, scale, LAZY: gl.constexpr, dtype: gl.constexpr
-):  # fmt: skip
-    """The weights of a tile, packed, and the running maximum and denominator after it."""
-    new_top = gl.maximum(top, gl.max(scores, 1))
-    base = new_top * scale
-    weights = gl.exp2(gl.fma(scores, gl.full_like(scores, 0.0) + scale, gl.full_like(scores, 0.0) - base.expand_dims(1)))
-    fade = gl.exp2(top * scale - base)
-    sums = _own_sums(weights, LAZY)
-    if LAZY:
-        denominator = denominator * gl.convert_layout(fade, gl.SliceLayout(1, denominator.type.layout)).expand_dims(1)
-        denominator += sums
-    else:
-        denominator = denominator * fade + sums
-    return _packed(weights, dtype), fade, new_top, denominator
-
-
-@gluon.jit
 def _consumer(
     q, out, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, my_turn, other_turn, records,
     total, sinks, kv_heads, q_token_stride, q_head_stride, out_token_stride, out_head_stride, scaling,
@@ -268,7 +212,7 @@ def _consumer(
         sums = gl.zeros([ROWS, HEAD_DIM], gl.float32, O_LAYOUT)
 
         # The request's last tile is masked by its rows' positions, and where it was moved back over the one before.
-        s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+        s = scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
         # An arrival is a warp group's: all its warps meet before it, so that none still reads what is given back.
         s = warpgroup_mma_wait(0, [s])
         mbarrier.arrive(k_empty.index(k_step % STAGES))
@@ -281,14 +225,14 @@ def _consumer(
         top = gl.maximum(gl.max(s, 1), -1e30)
         base = top * scale
         weights = gl.exp2(gl.fma(s, gl.full_like(s, 0.0) + scale, gl.full_like(s, 0.0) - base.expand_dims(1)))
-        denominator = _own_sums(weights, LAZY)
-        p = _packed(weights, dtype)
+        denominator = own_sums(weights, LAZY)
+        p = packed(weights, dtype)
 
         # Tiles that some rows do not see whole.
         for index in range(1, tiles - whole):
-            s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+            s = scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
-            operand = _operand(p, P_LAYOUT, dtype)
+            operand = operand_of(p, P_LAYOUT, dtype)
             o = warpgroup_mma(operand, v_smem.index(v_step % STAGES), sums, is_async=True)
             s, sums, _operand_kept = warpgroup_mma_wait(0, [s, o, operand])
             mbarrier.arrive(k_empty.index(k_step % STAGES))
@@ -297,16 +241,16 @@ def _consumer(
             v_step += 1
             columns = (tiles - 1 - index) * TILE + gl.arange(0, TILE, S_COLUMNS)
             s = gl.where(columns.expand_dims(0) <= positions.expand_dims(1), s, float("-inf"))
-            p, fade, top, denominator = _softmax(s, top, denominator, scale, LAZY, dtype)
+            p, fade, top, denominator = softmax(s, top, denominator, scale, LAZY, dtype)
             sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
 
         for index in range(gl.maximum(tiles - whole, 1), tiles):
             if TURNS:
                 mbarrier.wait(my_turn, turn & 1)
                 turn += 1
-            s = _scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
+            s = scores(mine, k_smem, k_full, k_step, S_LAYOUT, ROWS, TILE, STAGES)
             mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
-            operand = _operand(p, P_LAYOUT, dtype)
+            operand = operand_of(p, P_LAYOUT, dtype)
             o = warpgroup_mma(operand, v_smem.index(v_step % STAGES), sums, is_async=True)
             if TURNS:
                 mbarrier.arrive(other_turn)
@@ -314,7 +258,7 @@ def _consumer(
                 s = warpgroup_mma_wait(1, [s])
                 mbarrier.arrive(k_empty.index(k_step % STAGES))
                 k_step += 1
-                next_p, fade, top, denominator = _softmax(s, top, denominator, scale, LAZY, dtype)
+                next_p, fade, top, denominator = softmax(s, top, denominator, scale, LAZY, dtype)
                 # Passed already: it keeps the assembler from waiting for the products before it takes the softmax.
                 mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
                 sums, _operand_kept = warpgroup_mma_wait(0, [o, operand])
@@ -327,11 +271,11 @@ def _consumer(
                 mbarrier.arrive(v_empty.index(v_step % STAGES))
                 k_step += 1
                 v_step += 1
-                p, fade, top, denominator = _softmax(s, top, denominator, scale, LAZY, dtype)
+                p, fade, top, denominator = softmax(s, top, denominator, scale, LAZY, dtype)
             sums = sums * gl.convert_layout(fade, O_ROWS).expand_dims(1)
 
         mbarrier.wait(v_full.index(v_step % STAGES), (v_step // STAGES) & 1)
-        operand = _operand(p, P_LAYOUT, dtype)
+        operand = operand_of(p, P_LAYOUT, dtype)
         o = warpgroup_mma(operand, v_smem.index(v_step % STAGES), sums, is_async=True)
         if LAZY:
             denominator = gl.convert_layout(gl.sum(denominator, 1), S_ROWS)

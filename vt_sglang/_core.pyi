@@ -80,6 +80,16 @@ class Usage(TypedDict):
     live_tokens: int
     mapping_runs: int
 
+class PlanFacts(TypedDict):
+    """Of a plan: its tasks, their tiles, the places of their partial results, the tokens that they read, and how many
+    tokens that is less than if each request read them for itself."""
+
+    tasks: int
+    tiles: int
+    places: int
+    tokens_read: int
+    tokens_saved: int
+
 def host_mapping_limit() -> int:
     """Mappings that the host driver may make now: vm.max_map_count less what the process needs besides."""
 
@@ -358,3 +368,117 @@ class KVCache:
             shape, strides: in elements.
             dtype: uint8, float16, bfloat16, float32 or float64.
         """
+
+class DecodePlan:
+    """What the requests of a decode batch read together: docs/design.md, "Tree-aware decode".
+
+    A *task* reads tokens [start, end) once for up to `members_per_task` rows of the batch. A row's tasks, its *levels*,
+    cover [0, own start) without a gap; the rest it reads for itself. Tasks are cut into tiles from their start on, and
+    the tiles of all tasks, one after the other, dealt to workers in equal runs: worker w of `used` has
+    [w * tiles // used, (w + 1) * tiles // used). Each worker that has tiles of a task writes a partial result for each
+    of its members.
+
+    The plan fills one buffer of `size` int32, so that one copy brings it to the device. By offset:
+
+        0               [8]                   tasks, tiles, workers used, places, rows of the batch, most levels of a
+                                              row, tokens of a tile, 0
+        tasks_at        [max_tasks, 8]        slot, start, end, first, count, first_place, tile_end, spans
+        order_at        [max_batch]           row by position: a task's members are order[first : first + count]
+        positions_at    [max_batch]           position by row
+        own_starts_at   [max_batch]           by row: tokens that its tasks cover
+        row_tasks_at    [max_batch, max_levels]   by row: its tasks, from the first token on; -1 where none is
+        first_tasks_at  [max_workers]         by worker: the task in which its run starts; the number of tasks if it has
+                                              none
+
+    `tile_end` is the number of tiles up to and with the task's, `spans` the number of workers among which they are
+    dealt. The partial result of the member at position p from the s-th of these workers has the place
+    `first_place + s * count + p - first`. Of tasks that are not there, all is 0 but `tile_end`, the number of all
+    tiles. Rows behind the batch share nothing, and come last in the order.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        *,
+        max_batch: int,
+        max_workers: int,
+        members_per_task: int,
+        max_levels: int = 8,
+        least_saved: int = 128,
+        max_places: int = 0,
+    ) -> None:
+        """Plans for batches of one cache.
+
+        Args:
+            max_batch: rows of the largest batch.
+            max_workers: most workers that tiles are dealt to.
+            members_per_task: most rows for which one task reads.
+            max_levels: most tasks of a row.
+            least_saved: tokens that each partial result must save: the plan is the one for which the tokens read, and
+                this for each row and task, are least.
+            max_places: places for partial results; where a plan would take more, the deepest levels are left out. 0: as
+                many as any plan takes, `max_batch * max_levels + (max_workers - 1) * members_per_task`. One level must
+                fit.
+
+        Raises:
+            ValueError: a limit that cannot be.
+        """
+
+    def update(self, slots: npt.NDArray[np.int64], buffer: npt.NDArray[np.int32], tile: int, workers: int) -> bool:
+        """Plan for a batch, by what the tree knows now. The plan holds while the batch decodes on, whatever else
+        happens to the tree, as long as its requests are live. It is the same on every rank that made the same calls.
+        It is made after `grow`: the last token backed is taken for the one that the step computes, and left to the row.
+
+        Args:
+            slots: [batch], each live and named once, or 0, the padding slot.
+            buffer: [size] int32, contiguous; written in full, if at all. One whose copy to the device may still be
+                under way must not be given.
+            tile: tokens of a tile.
+            workers: that the tiles are dealt to; fewer are used where there are fewer tiles.
+
+        Returns:
+            Whether the buffer was written: not if the plan is the one of the last call, whatever buffer that was given.
+
+        Raises:
+            ValueError: a slot that is not live or named twice, more rows or workers than the plan is made for, or
+                a buffer of another size.
+        """
+
+    def facts(self) -> PlanFacts:
+        """Of the plan made last."""
+
+    @property
+    def size(self) -> int:
+        """Integers in the buffer."""
+
+    @property
+    def tasks_at(self) -> int:
+        """Offset of the tasks, [max_tasks, 8]."""
+
+    @property
+    def order_at(self) -> int:
+        """Offset of the rows by position, [max_batch]."""
+
+    @property
+    def positions_at(self) -> int:
+        """Offset of the positions by row, [max_batch]."""
+
+    @property
+    def own_starts_at(self) -> int:
+        """Offset of the tokens that tasks cover, by row, [max_batch]."""
+
+    @property
+    def row_tasks_at(self) -> int:
+        """Offset of the tasks by row, [max_batch, max_levels]."""
+
+    @property
+    def first_tasks_at(self) -> int:
+        """Offset of the tasks in which workers start, [max_workers]."""
+
+    @property
+    def max_tasks(self) -> int:
+        """Most tasks of any plan."""
+
+    @property
+    def max_places(self) -> int:
+        """Most places for partial results that any plan takes."""

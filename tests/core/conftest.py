@@ -11,7 +11,7 @@ import pytest
 
 # The helpers beside this file; pytest's importlib mode puts no folder of tests on the path.
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("core_harness", "core_world", "core_machine", "core_fake_cuda")
+pytest.register_assert_rewrite("core_harness", "core_plans", "core_world", "core_machine", "core_fake_cuda")
 
 from core_fake_cuda import FakeCuda  # noqa: E402
 from core_harness import PAGE, TOKEN_SIZES, Geometry, MakeCache  # noqa: E402

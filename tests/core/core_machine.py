@@ -17,6 +17,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from core_harness import WORD, Geometry, Memory, ids, ints, memory_files, pattern, prefix_hashes
+from core_plans import Planner, cheapest
 from core_world import Fault, Live, Lock, World, leading
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import (
@@ -80,10 +81,11 @@ class CoreMachine(RuleBasedStateMachine):
         self.failed = 0  # creations for which there was none
         self.withheld = 0  # pages
         self.retry_at = 0  # the forward from which on one is tried again
+        self.planner = self.make_planner()  # of the batch that decodes
 
     def teardown(self) -> None:
         self.world.clear_faults(self.cache)
-        del self.memory, self.cache
+        del self.memory, self.planner, self.cache
         self.world.after()
 
     # ---- what the rules are made of
@@ -589,6 +591,8 @@ class CoreMachine(RuleBasedStateMachine):
         self.world.met["steps"] += 1
         self.verify()
         self.look_up()
+        if len(self.live) > 1:
+            self.plan()
 
     def verify(self) -> None:
         self.cache.check()
@@ -626,6 +630,33 @@ class CoreMachine(RuleBasedStateMachine):
             expected = pattern(it.hashes[: it.written], self.cache.token_bytes)
             wrong = np.argwhere(self.memory.tokens(slot, 0, it.written) != expected)
             assert len(wrong) == 0, f"slot {slot}: token {wrong[0][0]} of {it.written}, word {wrong[0][1]}"
+
+    def make_planner(self) -> Planner:
+        return Planner(self.cache, max_batch=6, max_workers=4, members_per_task=2, max_levels=4, least_saved=1)
+
+    def plan(self) -> None:
+        """What is read together is the same for all who read it; and a plan that is said to hold is what a new one
+        would be. The batch is another one every few steps, and not always all that is live."""
+        period = self.steps // 3
+        slots = [0, *(slot for slot in sorted(self.live) if period % 7 != slot)]
+        slots = slots[period % len(slots) :] + slots[: period % len(slots)]
+        tile = 1 + period % 3
+        changed = self.planner.update(slots, tile, 4)
+        rows = [self.live.get(slot) for slot in slots]
+        # The last token that is backed is its own.
+        prefixes = [it.hashes[: min(it.recorded, it.backed - 1)] if it and it.backed else [] for it in rows]
+        self.planner.verify(prefixes)
+        again = self.make_planner()
+        assert again.update(slots, tile, 4)
+        assert np.array_equal(again.buffer, self.planner.buffer)
+        shared = bool(again.tasks)
+        met = {"planned": changed, "planned before": not changed, "read together": shared}
+        # Of what was evicted the tree does not know who shares it; a row that ends too early may stand between others.
+        if self.evicted == 0 and all(it is None or it.recorded < it.backed for it in rows):
+            least = cheapest(prefixes, again.least_saved, again.members_per_task)
+            assert again.cost([len(it) for it in prefixes]) == least
+            met["read together at the least cost"] = shared
+        self.world.met.update(name for name, is_met in met.items() if is_met)
 
     def look_up(self) -> None:
         """A recorded sequence is found, as far as it must be, and its pages hold its bytes."""

@@ -13,7 +13,7 @@ import vt_sglang
 from vt_sglang import _core
 
 STUB = Path(vt_sglang.__file__).with_name("_core.pyi")
-ONLY_FOR_TYPES = {"Tokens", "Counters", "Usage"}  # a protocol and typed dictionaries
+ONLY_FOR_TYPES = {"Tokens", "Counters", "Usage", "PlanFacts"}  # a protocol and typed dictionaries
 
 Arguments = tuple[list[str], list[str], dict[str, Any]]  # positional, keyword-only, defaults
 
@@ -36,12 +36,14 @@ def stub_members(nodes: list[ast.stmt]) -> dict[str, ast.stmt]:
 
 
 MODULE = stub_members(ast.parse(STUB.read_text()).body)
-CACHE = stub_members(MODULE["KVCache"].body)  # type: ignore[attr-defined]
+CLASSES = {name: stub_members(MODULE[name].body) for name in ("KVCache", "DecodePlan")}  # type: ignore[attr-defined]
 PROPERTIES = {
-    name
-    for name, node in CACHE.items()
+    (owner, name)
+    for owner, members in CLASSES.items()
+    for name, node in members.items()
     if any(it.id == "property" for it in node.decorator_list)  # type: ignore
 }
+METHODS = sorted({(owner, name) for owner, members in CLASSES.items() for name in members} - PROPERTIES)
 
 
 def signature_of(function: Any) -> Arguments:
@@ -63,15 +65,17 @@ def test_names_of_the_module() -> None:
     assert public_names(_core) == set(MODULE) - ONLY_FOR_TYPES
 
 
-def test_members_of_the_cache() -> None:
-    assert public_names(_core.KVCache) == set(CACHE) - {"__init__"}
-    for name in public_names(_core.KVCache):
-        assert isinstance(getattr(_core.KVCache, name), property) == (name in PROPERTIES), name
+@pytest.mark.parametrize("owner", CLASSES)
+def test_members_of_classes(owner: str) -> None:
+    built = getattr(_core, owner)
+    assert public_names(built) == set(CLASSES[owner]) - {"__init__"}
+    for name in public_names(built):
+        assert isinstance(getattr(built, name), property) == ((owner, name) in PROPERTIES), name
 
 
-@pytest.mark.parametrize("name", sorted(set(CACHE) - PROPERTIES))
-def test_arguments_of_methods(name: str) -> None:
-    assert arguments_of(CACHE[name]) == signature_of(getattr(_core.KVCache, name))  # type: ignore[arg-type]
+@pytest.mark.parametrize(("owner", "name"), METHODS)
+def test_arguments_of_methods(owner: str, name: str) -> None:
+    assert arguments_of(CLASSES[owner][name]) == signature_of(getattr(getattr(_core, owner), name))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [name for name, node in MODULE.items() if isinstance(node, ast.FunctionDef)])
@@ -91,3 +95,9 @@ def test_bases_of_errors(name: str) -> None:
 def test_keys_of_dictionaries(make_cache: MakeCache, name: str, method: str) -> None:
     declared = [it.target.id for it in MODULE[name].body if isinstance(it, ast.AnnAssign)]  # type: ignore
     assert list(getattr(make_cache(), method)()) == declared
+
+
+def test_keys_of_a_plans_facts(make_cache: MakeCache) -> None:
+    declared = [it.target.id for it in MODULE["PlanFacts"].body if isinstance(it, ast.AnnAssign)]  # type: ignore
+    plan = _core.DecodePlan(make_cache(), max_batch=1, max_workers=1, members_per_task=2)
+    assert list(plan.facts()) == declared

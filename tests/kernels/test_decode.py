@@ -151,8 +151,12 @@ def test_a_plan_serves_smaller_batches() -> None:
     plan.update(torch.tensor([100] * 8, device=DEVICE))
     assert plan.tile_ends.tolist() == [7, 14, 21, 28, 35, 42, 49, 56]
     plan.update(torch.tensor([1, 0, 17], device=DEVICE))
-    assert plan.tile_ends[:3].tolist() == [1, 1, 3]
-    assert plan.first_requests[:3].tolist() == [0, 2, 2]
+    assert plan.tile_ends[:3].tolist() == [0, 0, 2]
+    assert plan.ranks[:3].tolist() == [-1, -1, 0]
+    assert plan.long_requests[0] == 2
+    assert plan.short_requests[: plan.shorts[0]].tolist() == [0]
+    assert plan.first_ranks[:6].tolist() == [0, 0, 0, 0, 0, 0]
+    assert plan.last_ranks[:6].tolist() == [0, 0, -1, -1, -1, -1]
     with pytest.raises(ValueError, match="9 requests in a plan made for 8"):
         plan.update(torch.tensor([1] * 9, device=DEVICE))
 
