@@ -138,25 +138,26 @@ class PyCache {
 class PyPlan {
  public:
   PyPlan(PyCache& cache, std::size_t max_batch, std::size_t max_workers, std::size_t members_per_task,
-         std::size_t max_levels, std::size_t least_saved, std::size_t max_places)
+         std::size_t members_per_read, std::size_t max_levels, std::size_t least_saved, std::size_t max_places)
       : cache_(*cache),
-        plan_({max_batch, max_workers, members_per_task, max_levels, least_saved, max_places}, cache->slot_tokens()) {}
+        plan_({max_batch, max_workers, members_per_task, members_per_read, max_levels, least_saved, max_places},
+              cache->slot_tokens()) {}
 
   bool update(const Integers& slots, const Buffer& buffer, std::size_t tile, std::size_t workers) {
     const auto ids = convert<SlotId>(slots, "slot");
-    return unlocked([&] { return cache_.plan_decode(plan_, ids, tile, workers, {buffer.data(), buffer.shape(0)}); });
+    return unlocked([&] { return cache_.plan_shares(plan_, ids, tile, workers, {buffer.data(), buffer.shape(0)}); });
   }
-  DecodePlan::Facts facts() const {
+  SharePlan::Facts facts() const {
     return unlocked([&] { return cache_.facts(plan_); });
   }
-  const DecodePlan* operator->() const { return &plan_; }
+  const SharePlan* operator->() const { return &plan_; }
 
  private:
   KVCache& cache_;
-  DecodePlan plan_;
+  SharePlan plan_;
 };
 
-nb::dict as_dict(const DecodePlan::Facts& it) {
+nb::dict as_dict(const SharePlan::Facts& it) {
   nb::dict d;
   d["tasks"] = it.tasks;
   d["tiles"] = it.tiles;
@@ -434,10 +435,11 @@ NB_MODULE(_core, m) {
       .def_prop_ro("total_tokens", [](PyCache& it) { return it->total_tokens(); })
       .def_prop_ro("base", [](PyCache& it) { return it->base(); });
 
-  nb::class_<PyPlan>(m, "DecodePlan")
-      .def(nb::init<PyCache&, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t>(),
+  nb::class_<PyPlan>(m, "SharePlan")
+      .def(nb::init<PyCache&, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t, std::size_t,
+                    std::size_t>(),
            nb::keep_alive<1, 2>(), "cache"_a, nb::kw_only(), "max_batch"_a, "max_workers"_a, "members_per_task"_a,
-           "max_levels"_a = 8, "least_saved"_a = 128, "max_places"_a = 0)
+           "members_per_read"_a = 0, "max_levels"_a = 8, "least_saved"_a = 128, "max_places"_a = 0)
       .def("update", &PyPlan::update, "slots"_a, "buffer"_a.noconvert(), "tile"_a, "workers"_a)
       .def("facts", [](const PyPlan& it) { return as_dict(it.facts()); })
       .def_prop_ro("size", [](const PyPlan& it) { return it->layout().size; })

@@ -402,7 +402,7 @@ void KVCache::complete_forward(std::uint64_t forward) {
 
 // ---- decode steps
 
-bool KVCache::plan_decode(DecodePlan& plan, std::span<const SlotId> slots, std::size_t tile, std::size_t workers,
+bool KVCache::plan_shares(SharePlan& plan, std::span<const SlotId> slots, std::size_t tile, std::size_t workers,
                           std::span<std::int32_t> buffer) {
   const std::lock_guard guard(mutex_);
   plan.check(slots.size(), tile, workers, buffer.size());
@@ -417,7 +417,7 @@ bool KVCache::plan_decode(DecodePlan& plan, std::span<const SlotId> slots, std::
       throw std::invalid_argument("slot " + std::to_string(slots[row]) + " is named twice in one batch");
     rows[slots[row]] = static_cast<std::int32_t>(row);
   }
-  std::vector<DecodePlan::Member>& members = scratch_.members;
+  std::vector<SharePlan::Member>& members = scratch_.members;
   members.clear();
   std::ptrdiff_t shared = LiveOrder::kOtherRoot;
   for (SlotId slot = order.first(); slot != kNoSlot; slot = order.next(slot)) {
@@ -432,7 +432,7 @@ bool KVCache::plan_decode(DecodePlan& plan, std::span<const SlotId> slots, std::
   return true;
 }
 
-DecodePlan::Facts KVCache::facts(const DecodePlan& plan) const {
+SharePlan::Facts KVCache::facts(const SharePlan& plan) const {
   const std::lock_guard guard(mutex_);
   return plan.facts();
 }

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "arena.h"
-#include "decode_plan.h"
+#include "share_plan.h"
 #include "driver.h"
 #include "page_pool.h"
 #include "radix_tree.h"
@@ -126,9 +126,9 @@ class KVCache {
 
   // Plans what these live slots (or padding) read together in a decode step, by what the tree knows of them now.
   // False, and nothing written, if that is what `plan` was made of last.
-  bool plan_decode(DecodePlan& plan, std::span<const SlotId> slots, std::size_t tile, std::size_t workers,
+  bool plan_shares(SharePlan& plan, std::span<const SlotId> slots, std::size_t tile, std::size_t workers,
                    std::span<std::int32_t> buffer);
-  DecodePlan::Facts facts(const DecodePlan& plan) const;
+  SharePlan::Facts facts(const SharePlan& plan) const;
 
   // Evicts until this many more pages can be taken than now, or nothing is left to evict. Returns tokens evicted.
   std::size_t evict(std::size_t pages);
@@ -245,7 +245,7 @@ class KVCache {
     std::vector<Fresh> fresh;
     std::vector<Change> changes;
     std::vector<std::int32_t> rows;  // by slot
-    std::vector<DecodePlan::Member> members;
+    std::vector<SharePlan::Member> members;
   } scratch_;  // of the bind, growth or plan under way; kept for its memory
 };
 

@@ -23,16 +23,17 @@ and what the tile before had is masked. Requests shorter than a tile are read by
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .merge import merge_kernel
-from .numerics import LOG2E
+from .numerics import LOG2E, fetch_ahead
+from .shared_hopper import shared_hopper_attention
 from .softmax import attend
-from .tiles import TASK_FIELDS, DecodePlan, run_start, worker_of, workers_used
+from .tiles import RUN_FIELDS, TASK_FIELDS, DecodePlan, first_visible, worker_of, workers_used
 
-# Parts of a request that the merge reads at a time, at least and at most.
-_LEAST_PARTS, _MOST_PARTS = 8, 64
+# Elements of partial results that a program of the merge reads at a time.
+_MERGED = 8192
 
 
 @triton.jit
@@ -55,24 +56,34 @@ def _tile(
 
 
 @triton.jit
+def _begin():
+    """What a step's plan says may be read while the kernel before still runs; queries and tokens only when it is done.
+    The kernels after it may then begin beside this one."""
+    gdc_wait()
+    gdc_launch_dependents()
+
+
+@triton.jit
 def _attend_shared(
-    q, k, v, k_rows, v_rows, tasks, order, first_tasks, last_tasks, partial, partial_lse, total, worker, workers,
+    q, k, v, k_rows, v_rows, tasks, order, task_runs, partial, partial_lse, own_places, total, worker, workers,
     kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
     v_slot_stride, v_token_stride, v_head_stride, scale, v_factor,
     TASK_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_V_DIM: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The worker's run of the tasks' tiles: a row is a query head of one of the requests that share the task."""
-    used = workers_used(total, workers)
-    tile = run_start(worker, total, used)
-    end = run_start(worker + 1, total, used)
+    run = task_runs + worker * 4
+    tile = tl.load(run + 2)
+    end = tl.load(run + 3)
+    if AHEAD:
+        _begin()
     rows = tl.arange(0, BLOCK_ROWS)
     dims = tl.arange(0, BLOCK_DIM)
     v_dims = tl.arange(0, BLOCK_V_DIM)
     tokens = tl.arange(0, TILE)
     heads = kv_head * GROUP + rows % GROUP
-    for task in range(tl.load(first_tasks + worker), tl.load(last_tasks + worker) + 1):
+    for task in range(tl.load(run), tl.load(run + 1) + 1):
         at = tasks + task * TASK_FIELDS
         slot = tl.load(at)
         task_start = tl.load(at + 1)
@@ -108,7 +119,8 @@ def _attend_shared(
             top, denominator, sums = attend(
                 query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
             )
-        place = first_place + (worker - worker_of(task_begin, total, used)) * count + members
+        span = worker - worker_of(task_begin, total, workers_used(total, workers))
+        place = own_places + first_place + span * count + members
         place = place.to(tl.int64) * (kv_heads * GROUP) + heads
         tl.store(partial_lse + place, top + tl.log2(denominator), mask=row_mask)
         tl.store(
@@ -119,50 +131,68 @@ def _attend_shared(
 
 
 @triton.jit
+def _request(requests, rank, there, RUN_FIELDS: tl.constexpr):
+    """What is to be known of a request: RUN_FIELDS in tiles.py. Zeros if it is not there."""
+    fields = requests + rank * RUN_FIELDS
+    return (
+        tl.load(fields, there, 0),
+        tl.load(fields + 1, there, 0),
+        tl.load(fields + 2, there, 0),
+        tl.load(fields + 3, there, 0),
+        tl.load(fields + 4, there, 0),
+    )
+
+
+@triton.jit
 def _attend_own(
-    q, k, v, k_rows, v_rows, out, partial, partial_lse, slots, lengths, starts, shared_ends, tile_ends, long_requests,
-    first_ranks, last_ranks, sinks, total, worker, workers, kv_head, kv_heads, slot_tokens, q_batch_stride,
-    q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride, v_head_stride,
-    out_batch_stride, out_head_stride, scale, v_factor,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, LOGIT_CAP: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_V_DIM: tl.constexpr,
+    q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head, kv_heads,
+    slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
+    v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
+    RUN_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """The worker's run of the tiles that requests read by themselves: a row is a query head."""
-    used = workers_used(total, workers)
-    tile = run_start(worker, total, used)
-    end = run_start(worker + 1, total, used)
+    run = runs + worker * 4
+    tile = tl.load(run + 2)
+    end = tl.load(run + 3)
     rows = tl.arange(0, BLOCK_GROUP)
     dims = tl.arange(0, BLOCK_DIM)
     v_dims = tl.arange(0, BLOCK_V_DIM)
     tokens = tl.arange(0, TILE)
     row_mask = rows < GROUP
     heads = kv_head * GROUP + rows
-    for rank in tl.range(tl.load(first_ranks + worker), tl.load(last_ranks + worker) + 1, flatten=True):
-        request = tl.load(long_requests + rank)
-        request_end = tl.load(tile_ends + request)
-        request_begin = tl.load(tile_ends + request - 1, mask=request > 0, other=0)
-        length = tl.load(lengths + request).to(tl.int32)
-        own_start = tl.load(starts + request)
-        slot = tl.load(slots + request).to(tl.int32)
-        whole = (tile <= request_begin) & (end >= request_end)
-        if shared_ends is not None:
-            whole &= tl.load(shared_ends + request) == 0
-        query = tl.load(
-            q + request.to(tl.int64) * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
-            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
-            other=0.0,
-        )
+    first_rank = tl.load(run)
+    last_rank = tl.load(run + 1)
+    if AHEAD:
+        fetch_ahead(requests + first_rank * RUN_FIELDS)
+        fetch_ahead(rank_ends + first_rank)
+        _begin()
+    query_mask = row_mask[:, None] & (dims[None, :] < HEAD_DIM)
+    query_at = q + heads[:, None] * q_head_stride + dims[None, :]
+    store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
+    lines = tl.arange(0, BLOCK_GROUP * BLOCK_DIM // 64) * 64 % (GROUP * HEAD_DIM)
+    for rank in tl.range(first_rank, last_rank + 1, flatten=True):
+        request, own_start, length, slot, alone = _request(requests, rank, True, RUN_FIELDS)
+        query = tl.load(query_at + request.to(tl.int64) * q_batch_stride, query_mask, 0.0)
+        # The next one's comes to the L1 cache, so that its first tile does not wait for it.
+        if AHEAD:
+            next_request = tl.load(requests + tl.minimum(rank + 1, last_rank) * RUN_FIELDS)
+            fetch_ahead(q + next_request.to(tl.int64) * q_batch_stride + kv_head * GROUP * q_head_stride + lines)
+            fetch_ahead(requests + tl.minimum(rank + 2, last_rank) * RUN_FIELDS)
+        begin = tl.load(rank_ends + rank)
+        stop = tl.load(rank_ends + rank + 1)
         k_base = k + slot.to(tl.int64) * k_slot_stride + kv_head * k_head_stride
         v_base = v + slot.to(tl.int64) * v_slot_stride + kv_head * v_head_stride
         row = slot * slot_tokens
-        first = tl.maximum(tile, request_begin)
-        last = tl.minimum(end, request_end)
+        first = tl.maximum(tile, begin)
+        last = tl.minimum(end, stop)
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
         sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
         tl.assume(first < last)
         for index in range(first, last):
-            start = own_start + (index - request_begin) * TILE
+            start = own_start + (index - begin) * TILE
             position = tl.minimum(start, length - TILE)
             keys, values = _tile(
                 k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
@@ -171,8 +201,7 @@ def _attend_own(
             top, denominator, sums = attend(
                 query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
             )
-        store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
-        if whole:
+        if (alone != 0) & (tile <= begin) & (end >= stop):
             if sinks is not None:
                 sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
                 denominator += tl.exp2(sink * LOG2E - top)
@@ -196,11 +225,12 @@ def _attend_own(
 
 @triton.jit
 def _attend_short(
-    q, k, v, out, slots, lengths, starts, short_requests, shorts, sinks, worker, workers, kv_head, q_batch_stride,
+    q, k, v, out, slots, lengths, short_requests, shorts, sinks, worker, workers, kv_head, q_batch_stride,
     q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride, v_head_stride,
     out_batch_stride, out_head_stride, scale, v_factor,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, LOGIT_CAP: tl.constexpr,
-    TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_V_DIM: tl.constexpr,
+    WINDOW: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr,
 ):  # fmt: skip
     """Requests shorter than a tile, dealt to the workers one by one."""
     rows = tl.arange(0, BLOCK_GROUP)
@@ -232,7 +262,7 @@ def _attend_short(
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
         sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
-        visible = valid & (tokens >= tl.load(starts + request))
+        visible = valid & (tokens >= first_visible(length, WINDOW))
         top, denominator, sums = attend(query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP)
         if sinks is not None:
             sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
@@ -253,30 +283,24 @@ def decode_kernel(
     k_rows,  # descriptor of k as [slots * slot_tokens, kv_heads * head_dim], or None
     v_rows,  # descriptor of v, likewise
     out,  # [batch, heads, v_head_dim], written
-    partial,  # [batch + workers, heads, v_head_dim] float32, written: outputs over one part of a request
-    partial_lse,  # [batch + workers, heads] float32, written: log2 of their denominators
-    shared_partial,  # [places, heads, v_head_dim] float32, written: the same of shared tasks; or None
-    shared_partial_lse,  # [places, heads] float32, written
+    partial,  # [places, heads, v_head_dim] float32, written: outputs over one part of what a request reads
+    partial_lse,  # [places, heads] float32, written: log2 of their denominators
     slots,  # [batch]
     lengths,  # [batch]
-    starts,  # [batch]
-    tile_ends,  # [batch]
-    long_requests,  # [batch]
+    requests,  # [batch, RUN_FIELDS]
     short_requests,  # [batch]
     shorts,  # [1]
-    first_ranks,  # [workers]
-    last_ranks,  # [workers]
-    tasks,  # [tasks, TASK_FIELDS] or None
+    rank_ends,  # [batch + 1]
+    runs,  # [workers, 4]
+    header,  # [HEADER], or None
+    tasks,  # [tasks, TASK_FIELDS], or None
     order,  # [batch]
-    shared_ends,  # [batch] or None
-    shared_tiles,  # [1]
-    first_tasks,  # [workers]
-    last_tasks,  # [workers]
+    task_runs,  # [workers, 4]
     sinks,  # [heads] or None
     k_scale,  # [1] float32 or None
     v_scale,  # [1] float32 or None
-    batch,
     own_workers,
+    own_places,
     slot_tokens,
     q_batch_stride,
     q_head_stride,
@@ -289,11 +313,13 @@ def decode_kernel(
     out_batch_stride,
     out_head_stride,
     scaling,
+    RUN_FIELDS: tl.constexpr,
     TASK_FIELDS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr,
+    WINDOW: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_GROUP: tl.constexpr,
@@ -309,8 +335,6 @@ def decode_kernel(
     kv_head = tl.program_id(0)
     kv_heads = tl.num_programs(0)
     worker = tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
     scale = scaling
     if k_scale is not None:
         scale *= tl.load(k_scale)
@@ -319,26 +343,25 @@ def decode_kernel(
         v_factor = tl.load(v_scale)
     if worker < own_workers:
         _attend_own(
-            q, k, v, k_rows, v_rows, out, partial, partial_lse, slots, lengths, starts, shared_ends, tile_ends,
-            long_requests, first_ranks, last_ranks, sinks, tl.load(tile_ends + batch - 1), worker, own_workers,
-            kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
-            v_slot_stride, v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
-            GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
+            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head, kv_heads,
+            slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
+            v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
+            RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, PDL,
         )  # fmt: skip
         _attend_short(
-            q, k, v, out, slots, lengths, starts, short_requests, tl.load(shorts), sinks, worker, own_workers, kv_head,
+            q, k, v, out, slots, lengths, short_requests, tl.load(shorts), sinks, worker, own_workers, kv_head,
             q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
             v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
-            GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
+            GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, WINDOW, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
         )  # fmt: skip
     elif tasks is not None:
         _attend_shared(
-            q, k, v, k_rows, v_rows, tasks, order, first_tasks, last_tasks, shared_partial, shared_partial_lse,
-            tl.load(shared_tiles), worker - own_workers, tl.num_programs(1) - own_workers, kv_head, kv_heads,
-            slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
-            v_token_stride, v_head_stride, scale, v_factor,
+            q, k, v, k_rows, v_rows, tasks, order, task_runs, partial, partial_lse, own_places, tl.load(header + 1),
+            worker - own_workers, tl.num_programs(1) - own_workers, kv_head, kv_heads, slot_tokens, q_batch_stride,
+            q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride, v_head_stride,
+            scale, v_factor,
             TASK_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_ROWS, BLOCK_DIM, BLOCK_V_DIM,
-            SHARED_STAGES,
+            SHARED_STAGES, PDL,
         )  # fmt: skip
 
 
@@ -369,7 +392,7 @@ def decode_attention(
         out: [batch, heads, v_head_dim], written; 0 for requests of length 0.
         slots: [batch] int32 or int64.
         lengths: [batch] int32 or int64, in tokens, the last one included.
-        plan: made from the same lengths.
+        plan: made from the same slots and lengths.
         scaling: factor of q . k.
         logit_cap: bound of the scores, by tanh; 0: none.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
@@ -377,14 +400,16 @@ def decode_attention(
     """
     batch, heads, head_dim = q.shape
     kv_heads, v_head_dim = v.shape[2:]
-    config, workers = plan.config(batch), plan.workers(batch)
+    group = heads // kv_heads
+    config, shared = plan.config, plan.shared
     k_rows, v_rows = _rows(k, config.tile), _rows(v, config.tile)
     if k_rows is None or v_rows is None:
         k_rows = v_rows = None
-    # The merge is set up while the decode kernel still runs (programmatic dependent launch).
+    # A kernel is set up while the one before it still runs (programmatic dependent launch).
     pdl = {"launch_pdl": True} if plan.overlap_merge else {}
-    shared = plan.shared
-    decode_kernel[(kv_heads, workers + (shared.workers if shared else 0))](
+    on_hopper = shared is not None and shared.hopper
+    here = None if on_hopper else shared
+    decode_kernel[(kv_heads, plan.workers + (here.workers if here else 0))](
         q,
         k,
         v,
@@ -393,28 +418,22 @@ def decode_attention(
         out,
         plan.partial,
         plan.partial_lse,
-        shared and shared.partial,
-        shared and shared.partial_lse,
         slots,
         lengths,
-        plan.starts,
-        plan.tile_ends,
-        plan.long_requests,
+        plan.requests,
         plan.short_requests,
         plan.shorts,
-        plan.first_ranks,
-        plan.last_ranks,
-        shared and shared.tasks,
-        shared and shared.order,
-        shared and shared.ends,
-        shared and shared.tiles,
-        shared and shared.first_tasks,
-        shared and shared.last_tasks,
+        plan.rank_ends,
+        plan.runs,
+        here and here.header,
+        here and here.tasks,
+        here and here.order,
+        here and here.runs,
         sinks,
         k_scale,
         v_scale,
-        batch,
-        workers,
+        plan.workers,
+        plan.own_places,
         k.shape[1],
         q.stride(0),
         q.stride(1),
@@ -423,45 +442,45 @@ def decode_attention(
         out.stride(0),
         out.stride(1),
         scaling,
+        RUN_FIELDS=RUN_FIELDS,
         TASK_FIELDS=TASK_FIELDS,
-        GROUP=heads // kv_heads,
+        GROUP=group,
         HEAD_DIM=head_dim,
         V_HEAD_DIM=v_head_dim,
         LOGIT_CAP=logit_cap,
+        WINDOW=plan.window,
         TILE=config.tile,
-        BLOCK_ROWS=max(16, triton.next_power_of_2(shared.members * (heads // kv_heads))) if shared else 16,
-        BLOCK_GROUP=max(16, triton.next_power_of_2(heads // kv_heads)),
+        BLOCK_ROWS=max(16, triton.next_power_of_2(here.members * group)) if here else 16,
+        BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
         SHARED_STAGES=config.shared_stages,
         PDL=plan.overlap_merge,
         num_warps=config.warps,
         num_stages=config.stages,
+        **pdl,
     )
-    merge_kernel[(batch, heads)](
+    if on_hopper:
+        shared_hopper_attention(q, k, v, plan, scaling)
+    parts = plan.workers // batch + 1 + (shared.workers if shared else 0)
+    # A program merges the heads of a KV head, or a single one where there are so few.
+    merged = group if batch * kv_heads >= plan.multiprocessors else 1
+    block_group, block_v_dim = triton.next_power_of_2(merged), triton.next_power_of_2(v_head_dim)
+    most = max(1, _MERGED // (block_group * block_v_dim))
+    merge_kernel[(batch, heads // merged)](
         plan.partial,
         plan.partial_lse,
-        shared and shared.partial,
-        shared and shared.partial_lse,
+        plan.parts,
         out,
-        lengths,
-        plan.tile_ends,
-        plan.ranks,
-        shared and shared.tasks,
-        shared and shared.places,
-        shared and shared.levels,
-        shared and shared.tiles,
         sinks,
-        workers,
-        shared.workers if shared else 0,
         out.stride(0),
         out.stride(1),
-        TASK_FIELDS=TASK_FIELDS,
-        LEVELS=shared.levels.shape[1] if shared else 0,
-        TILE=config.tile,
+        GROUP=merged,
         V_HEAD_DIM=v_head_dim,
-        BLOCK_PARTS=min(max(triton.next_power_of_2(workers // batch + 1), _LEAST_PARTS), _MOST_PARTS),
-        BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
+        BLOCK_LEVELS=plan.parts.shape[2],
+        BLOCK_PARTS=min(triton.next_power_of_2(parts), most),
+        BLOCK_GROUP=block_group,
+        BLOCK_V_DIM=block_v_dim,
         PDL=plan.overlap_merge,
         num_warps=4,
         **pdl,

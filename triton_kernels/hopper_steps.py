@@ -55,7 +55,9 @@ def softmax(
     """The weights of a tile, packed, and the running maximum and denominator after it."""
     new_top = gl.maximum(top, gl.max(scores, 1))
     base = new_top * scale
-    weights = gl.exp2(gl.fma(scores, gl.full_like(scores, 0.0) + scale, gl.full_like(scores, 0.0) - base.expand_dims(1)))
+    weights = gl.exp2(
+        gl.fma(scores, gl.full_like(scores, 0.0) + scale, gl.full_like(scores, 0.0) - base.expand_dims(1))
+    )
     fade = gl.exp2(top * scale - base)
     sums = own_sums(weights, LAZY)
     if LAZY:

@@ -14,8 +14,20 @@ import triton
 import triton.language as tl
 
 TASK_FIELDS = 8
-"""Numbers that describe a shared task: slot, first token, token behind its last, place of its first member in `order`,
-members, place of its first partial result, tiles of the tasks up to and with this one; one is left free."""
+"""Numbers that describe a shared task: slot, first token, the one behind its last, position of its first member in the
+order, members, place of its first partial result, tiles of the tasks up to and with this one, workers that these are
+dealt to."""
+
+RUN_FIELDS = 8
+"""Numbers that describe a request to the decode kernel: request, first token that it reads by itself, length, slot,
+whether that is all it reads; three are left free, so that none is in two lines of the cache."""
+
+SHARED_READ = 4
+"""Tasks of one stretch that are reckoned to read it from memory once: what one has read, the others find in the L2 cache
+(docs/performance.md)."""
+
+HEADER = 8
+"""Numbers before a plan's tasks: tasks, tiles, and what the host keeps there."""
 
 # Of a multiprocessor's shared memory, what its programs may take for tiles at most, and what is left for all else.
 _MOST_SHARED_BYTES, _OTHER_SHARED_BYTES = 200 * 2**10, 12 * 2**10
@@ -58,75 +70,130 @@ def worker_of(tile, total, used):
 
 @triton.jit
 def plan_kernel(
+    slots,  # [batch] int32 or int64
     lengths,  # [batch] int32 or int64
     shared_ends,  # [batch] int32: up to which token others' tasks read for a request; or None
-    starts,  # [batch] int32, written: the first token that a request reads by itself
-    tile_ends,  # [batch] int32, written: tiles of the requests up to and with this one, short ones left out
     ranks,  # [batch] int32, written: a request's place among those not short; -1: it is short or has no token
-    long_requests,  # [batch] int32, written: the requests by rank
+    ends,  # [batch] int32, written: tiles of the requests up to and with this one
+    requests,  # [batch, RUN_FIELDS] int32, written: by rank, what the decode kernel has to know of a request
+    rank_ends,  # [batch + 1] int32, written: by rank, tiles of all requests before
     short_requests,  # [batch] int32, written: requests shorter than a tile
     shorts,  # [1] int32, written: how many these are
-    first_ranks,  # [workers] int32, written: the rank in which a worker's run starts
-    last_ranks,  # [workers] int32, written: the rank in which it ends; less than the first: there is none
+    runs,  # [workers, 4] int32, written: first and last rank, first tile and the one behind the last
     batch,
+    RUN_FIELDS: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
 ):
     """One program a worker, each for itself: a batch's lengths are few."""
     worker = tl.program_id(0)
-    workers = tl.num_programs(0)
-    requests = tl.arange(0, BLOCK_BATCH)
-    mask = requests < batch
-    length = tl.load(lengths + requests, mask=mask, other=0).to(tl.int32)
+    request = tl.arange(0, BLOCK_BATCH)
+    mask = request < batch
+    length = tl.load(lengths + request, mask=mask, other=0).to(tl.int32)
     start = first_visible(length, WINDOW)
     is_long = length >= TILE
-    if shared_ends is not None:
-        start = tl.where(is_long, tl.maximum(start, tl.load(shared_ends + requests, mask=mask, other=0)), start)
     is_short = (length > 0) & (length < TILE)
+    alone = is_long
+    if shared_ends is not None:
+        shared = tl.load(shared_ends + request, mask=mask, other=0)
+        start = tl.where(is_long, tl.maximum(start, shared), start)
+        alone &= shared == 0
     tiles = tl.where(is_long, tl.cdiv(length - start, TILE), 0)
-    ends = tl.cumsum(tiles, 0)
+    tile_ends = tl.cumsum(tiles, 0)
     total = tl.sum(tiles, 0)
     if worker == 0:
         rank = tl.cumsum(is_long.to(tl.int32), 0) - 1
-        tl.store(starts + requests, start, mask=mask)
-        tl.store(tile_ends + requests, ends, mask=mask)
-        tl.store(ranks + requests, tl.where(is_long, rank, -1), mask=mask)
-        tl.store(long_requests + rank, requests, mask=is_long)
-        tl.store(short_requests + tl.cumsum(is_short.to(tl.int32), 0) - 1, requests, mask=is_short)
+        tl.store(ranks + request, tl.where(is_long, rank, -1), mask=mask)
+        tl.store(ends + request, tile_ends, mask=mask)
+        at = requests + rank * RUN_FIELDS
+        tl.store(at, request, mask=is_long)
+        tl.store(at + 1, start, mask=is_long)
+        tl.store(at + 2, length, mask=is_long)
+        tl.store(at + 3, tl.load(slots + request, mask=mask, other=0).to(tl.int32), mask=is_long)
+        tl.store(at + 4, alone.to(tl.int32), mask=is_long)
+        tl.store(rank_ends + rank + 1, tile_ends, mask=is_long)
+        tl.store(short_requests + tl.cumsum(is_short.to(tl.int32), 0) - 1, request, mask=is_short)
         tl.store(shorts, tl.sum(is_short.to(tl.int32), 0))
-    used = workers_used(total, workers)
-    run = run_start(worker, total, tl.maximum(used, 1))
-    stop = run_start(worker + 1, total, tl.maximum(used, 1))
-    first = tl.sum((is_long & (ends <= run)).to(tl.int32), 0)
-    last = tl.sum((is_long & (ends < stop)).to(tl.int32), 0)
-    tl.store(first_ranks + worker, tl.where(worker < used, first, 0))
-    tl.store(last_ranks + worker, tl.where(worker < used, last, -1))
+    used = workers_used(total, tl.num_programs(0))
+    first = run_start(worker, total, tl.maximum(used, 1))
+    end = run_start(worker + 1, total, tl.maximum(used, 1))
+    at = runs + worker * 4
+    tl.store(at, tl.where(worker < used, tl.sum((is_long & (tile_ends <= first)).to(tl.int32), 0), 0))
+    tl.store(at + 1, tl.where(worker < used, tl.sum((is_long & (tile_ends < end)).to(tl.int32), 0), -1))
+    tl.store(at + 2, first)
+    tl.store(at + 3, end)
 
 
 @triton.jit
-def plan_tasks_kernel(
+def task_runs_kernel(
+    header,  # [HEADER] int32: tasks, tiles, ...
     tasks,  # [tasks, TASK_FIELDS] int32
-    task_count,  # [1] int32
-    shared_tiles,  # [1] int32
-    first_tasks,  # [workers] int32, written: the task in which a worker's run starts
-    last_tasks,  # [workers] int32, written: the task in which it ends; less than the first: there is none
+    task_runs,  # [workers, 4] int32, written: first and last task, first tile and the one behind the last
     TASK_FIELDS: tl.constexpr,
     BLOCK_TASKS: tl.constexpr,
 ):
-    """One program a worker."""
+    """One program a worker for shared tasks."""
     worker = tl.program_id(0)
-    total = tl.load(shared_tiles)
+    total = tl.load(header + 1)
     used = workers_used(total, tl.num_programs(0))
-    index = tl.arange(0, BLOCK_TASKS)
-    mask = index < tl.load(task_count)
-    ends = tl.load(tasks + index * TASK_FIELDS + 6, mask=mask, other=0)
-    run = run_start(worker, total, tl.maximum(used, 1))
-    stop = run_start(worker + 1, total, tl.maximum(used, 1))
-    first = tl.sum((mask & (ends <= run)).to(tl.int32), 0)
-    last = tl.sum((mask & (ends < stop)).to(tl.int32), 0)
-    tl.store(first_tasks + worker, tl.where(worker < used, first, 0))
-    tl.store(last_tasks + worker, tl.where(worker < used, last, -1))
+    task = tl.arange(0, BLOCK_TASKS)
+    mask = task < tl.load(header)
+    tile_ends = tl.load(tasks + task * TASK_FIELDS + 6, mask=mask, other=0)
+    first = run_start(worker, total, tl.maximum(used, 1))
+    end = run_start(worker + 1, total, tl.maximum(used, 1))
+    at = task_runs + worker * 4
+    tl.store(at, tl.where(worker < used, tl.sum((mask & (tile_ends <= first)).to(tl.int32), 0), 0))
+    tl.store(at + 1, tl.where(worker < used, tl.sum((mask & (tile_ends < end)).to(tl.int32), 0), -1))
+    tl.store(at + 2, first)
+    tl.store(at + 3, end)
+
+
+@triton.jit
+def parts_kernel(
+    lengths,  # [batch] int32 or int64
+    ranks,  # [batch] int32
+    ends,  # [batch] int32
+    tasks,  # [tasks, TASK_FIELDS] int32, or None
+    positions,  # [batch] int32
+    row_tasks,  # [batch, LEVELS] int32
+    parts,  # [batch, 3, BLOCK_LEVELS] int32, written: of a request's parts of its own, and then of each of its tasks,
+    # the place of the first, the step from one to the next, and how many there are up to and with these. No parts:
+    # there is nothing to merge; -1: the request has no token
+    workers,
+    own_places,
+    TASK_FIELDS: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BLOCK_LEVELS: tl.constexpr,
+):
+    """One program a request."""
+    request = tl.program_id(0)
+    rank = tl.load(ranks + request)
+    total = tl.maximum(tl.load(ends + tl.num_programs(0) - 1), 1)
+    end = tl.load(ends + request)
+    begin = tl.load(ends + request - 1, mask=request > 0, other=0)
+    used = workers_used(total, workers)
+    first = worker_of(begin, total, used)
+    last = worker_of(end - 1, total, used)
+    level = tl.arange(0, BLOCK_LEVELS)
+    place = tl.where(level == 0, rank + first, 0)
+    step = tl.where(level == 0, 1, 0)
+    count = tl.where(level == 0, last + 1 - first, 0)
+    if tasks is not None:
+        task = tl.load(row_tasks + request * LEVELS + level - 1, mask=(level > 0) & (level <= LEVELS), other=-1)
+        there = task >= 0
+        field = tasks + task * TASK_FIELDS
+        member = tl.load(positions + request) - tl.load(field + 3, mask=there, other=0)
+        place = tl.where(there, own_places + tl.load(field + 5, mask=there, other=0) + member, place)
+        step = tl.where(there, tl.load(field + 4, mask=there, other=0), step)
+        count = tl.where(there, tl.load(field + 7, mask=there, other=0), count)
+    # One part alone was written as the output.
+    count = tl.where((rank < 0) | (tl.sum(count, 0) == 1), 0, count)
+    count = tl.where(tl.load(lengths + request) == 0, tl.where(level == 0, -1, 0), count)
+    at = parts + request * 3 * BLOCK_LEVELS + level
+    tl.store(at, place)
+    tl.store(at + BLOCK_LEVELS, step)
+    tl.store(at + 2 * BLOCK_LEVELS, tl.cumsum(count, 0))
 
 
 @dataclass(frozen=True)
@@ -143,33 +210,29 @@ class DecodeConfig:
     """The same of what requests share."""
 
     @staticmethod
-    def of(token_bytes: int, sequences: int, shared: int, *, together: bool = False) -> "DecodeConfig":
-        """What was measured to be fastest (docs/performance.md): one program a multiprocessor, with as much on its way
-        from memory as fits; two smaller ones where there are so many sequences that each is short work, and where one
-        is for what requests read together.
+    def of(token_bytes: int, shared: int, *, together: bool = False) -> "DecodeConfig":
+        """What was measured to be fastest (docs/performance.md): one program a multiprocessor, or two smaller ones, of
+        which the second reads what requests share.
 
         Args:
             token_bytes: of K and V of one token and KV head, each padded to a power of two.
-            sequences: requests times KV heads.
             shared: bytes of shared memory for tiles.
-            together: whether there may be shared tasks.
+            together: whether the kernel reads shared tasks too.
         """
-        small = together or sequences >= 1024
-        room = shared // (2 if small else 1) // token_bytes  # tokens
-        tile = 64 if small else 128
+        room = shared // (2 if together else 1) // token_bytes  # tokens
+        tile = 64 if together else 128
         while tile > 32 and 2 * tile > room:
             tile //= 2
         # The loads of all stages but one are on their way.
-        stages = max(2, min(4, room // tile + 1))
-        return DecodeConfig(tile, 4, stages, 2 if small and not together else 1, max(2, stages - 1))
+        stages = max(2, min(3, room // tile + 1))
+        return DecodeConfig(tile, 4, stages, 1, stages)
 
 
 class SharedTasks:
-    """What the requests of a batch read together, for all layers of the same shape; the scratch memory for its results.
+    """What the requests of a batch read together, as the core plans it (`SharePlan` of vt_sglang/_core.pyi).
 
-    A task is a stretch of tokens that `count` requests share: they are `order[first : first + count]`, and any one's
-    slot holds it. A request's tasks follow each other from its first token on, and end where its own part begins, at
-    `ends`; none ends before a tile's length.
+    A task is a stretch of tokens that its members, requests beside each other in the order, share; any one's slot holds
+    it. A request's tasks follow each other from its first token on, and none is shorter than a tile.
 
     Args:
         max_batch: most requests of a batch.
@@ -178,7 +241,8 @@ class SharedTasks:
         max_places: most partial results: the sum, over tasks, of members times workers that have a tile of it.
         members: most requests of a task.
         workers: for each KV head.
-        heads, v_head_dim: of the queries and the output.
+        tile: tokens of a tile.
+        hopper: whether shared_hopper.py reads them, and not the decode kernel itself.
     """
 
     def __init__(
@@ -190,44 +254,27 @@ class SharedTasks:
         max_places: int,
         members: int,
         workers: int,
-        heads: int,
-        v_head_dim: int,
+        tile: int,
         device: torch.device | str,
+        hopper: bool = False,
     ) -> None:
-        self.members = members
-        """Most requests of a task."""
-        self.workers = workers
-        """Workers for each KV head."""
-        self.sizes = (1, 1, max_tasks * TASK_FIELDS, max_batch, max_batch, max_batch, max_batch * max_levels)
-        """int32 words of a plan's parts, in the order that `copy` names."""
-        self.host_words = sum(self.sizes)
-        self._words = torch.zeros(self.host_words, dtype=torch.int32, device=device)
-        self.count, self.tiles, tasks, self.order, self.places, self.ends, levels = self._words.split(self.sizes)
-        self.tasks = tasks.view(max_tasks, TASK_FIELDS)
-        self.levels = levels.view(max_batch, max_levels)
-        levels.fill_(-1)
-        self.first_tasks = torch.zeros(workers, dtype=torch.int32, device=device)
-        self.last_tasks = torch.full_like(self.first_tasks, -1)
-        self.partial = torch.empty((max_places, heads, v_head_dim), dtype=torch.float32, device=device)
-        self.partial_lse = torch.empty((max_places, heads), dtype=torch.float32, device=device)
-
-    def copy(self, words: torch.Tensor) -> None:
-        """Take a plan made on the host.
-
-        Args:
-            words: [host_words] int32: tasks, their tiles, then `tasks`, `order`, `places`, `ends` and `levels`. From
-                pinned memory the copy is asynchronous, and may not be changed before it is done.
-        """
-        self._words.copy_(words, non_blocking=True)
+        self.max_levels, self.max_places = max_levels, max_places
+        self.members, self.workers, self.tile, self.hopper = members, workers, tile, hopper
+        self.sizes = (HEADER, max_tasks * TASK_FIELDS, max_batch, max_batch, max_batch, max_batch * max_levels, workers)
+        """int32 of a plan's parts: header, tasks, order, positions, own starts, tasks by row, first tasks by worker."""
+        self.words = torch.zeros(sum(self.sizes), dtype=torch.int32, device=device)
+        """The plan."""
+        self.header, tasks, self.order, self.positions, self.ends, row_tasks, _ = self.words.split(self.sizes)
+        self.tasks, self.row_tasks = tasks.view(max_tasks, TASK_FIELDS), row_tasks.view(max_batch, max_levels)
+        self.row_tasks.fill_(-1)
+        self.runs = torch.zeros((workers, 4), dtype=torch.int32, device=device)
 
     def update(self) -> None:
         """Deal the tasks to the workers; on the device alone."""
-        plan_tasks_kernel[(self.workers,)](
+        task_runs_kernel[(self.workers,)](
+            self.header,
             self.tasks,
-            self.count,
-            self.tiles,
-            self.first_tasks,
-            self.last_tasks,
+            self.runs,
             TASK_FIELDS=TASK_FIELDS,
             BLOCK_TASKS=triton.next_power_of_2(self.tasks.shape[0]),
         )
@@ -267,59 +314,73 @@ class DecodePlan:
         self.shared = shared
         self.overlap_merge = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
         token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
-        together = shared is not None
-        room = shared_bytes(device)
-        self._of = lambda batch: config or DecodeConfig.of(token_bytes, batch * kv_heads, room, together=together)
-        self._multiprocessors, self._kv_heads = multiprocessors, kv_heads
-        self.max_workers = max(self.workers(1), self.workers(max_batch))
-        """Most workers for each KV head, whatever the batch."""
+        together = shared is not None and not shared.hopper
+        self.multiprocessors = multiprocessors
+        self.config = config or DecodeConfig.of(token_bytes, shared_bytes(device), together=together)
+        """How the kernel is launched."""
+        self.workers = max(1, multiprocessors * self.config.programs_per_multiprocessor // kv_heads)
+        """Among how many the tiles of all requests are dealt, for each KV head."""
 
-        def words(count: int) -> torch.Tensor:
-            return torch.zeros(count, dtype=torch.int32, device=device)
+        def words(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
 
-        self.starts, self.tile_ends, self.ranks = words(max_batch), words(max_batch), words(max_batch)
-        self.long_requests, self.short_requests, self.shorts = words(max_batch), words(max_batch), words(1)
-        self.first_ranks, self.last_ranks = words(self.max_workers), words(self.max_workers)
+        self.ranks, self.ends, self.short_requests = words(max_batch), words(max_batch), words(max_batch)
+        self.shorts, self.requests, self.runs = words(1), words(max_batch, RUN_FIELDS), words(self.workers, 4)
+        self.rank_ends = words(max_batch + 1)
+        levels = 1 + (shared.max_levels if shared else 0)
+        self.parts = words(max_batch, 3, triton.next_power_of_2(levels))
         # A step from one part to the next along the tiles is one to the next request, the next worker, or both.
-        parts = (max_batch + self.max_workers, kv_heads * group)
-        self.partial = torch.empty((*parts, v_head_dim), dtype=torch.float32, device=device)
-        self.partial_lse = torch.empty(parts, dtype=torch.float32, device=device)
+        self.own_places = max_batch + self.workers
+        """Partial results of requests; those of shared tasks come behind."""
+        places = (self.own_places + (shared.max_places if shared else 0), kv_heads * group)
+        self.partial = torch.empty((*places, v_head_dim), dtype=torch.float32, device=device)
+        self.partial_lse = torch.empty(places, dtype=torch.float32, device=device)
 
-    def config(self, batch: int) -> DecodeConfig:
-        """How the kernel is launched for so many requests."""
-        return self._of(batch)
-
-    def workers(self, batch: int) -> int:
-        """Among how many workers the tiles of so many requests are dealt, for each KV head."""
-        return max(1, self._multiprocessors * self.config(batch).programs_per_multiprocessor // self._kv_heads)
-
-    def update(self, lengths: torch.Tensor) -> None:
+    def update(self, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Cut the work anew.
 
         Args:
+            slots: [batch] int32 or int64, on the device.
             lengths: [batch] int32 or int64, each request's tokens, on the device; 0: nothing to do.
 
         Raises:
             ValueError: the batch is larger than the plan was made for.
         """
         batch = lengths.shape[0]
-        if batch > self.tile_ends.shape[0]:
-            raise ValueError(f"{batch} requests in a plan made for {self.tile_ends.shape[0]}")
-        plan_kernel[(self.workers(batch),)](
+        if batch > self.ranks.shape[0]:
+            raise ValueError(f"{batch} requests in a plan made for {self.ranks.shape[0]}")
+        shared = self.shared
+        plan_kernel[(self.workers,)](
+            slots,
             lengths,
-            self.shared and self.shared.ends,
-            self.starts,
-            self.tile_ends,
+            shared and shared.ends,
             self.ranks,
-            self.long_requests,
+            self.ends,
+            self.requests,
+            self.rank_ends,
             self.short_requests,
             self.shorts,
-            self.first_ranks,
-            self.last_ranks,
+            self.runs,
             batch,
-            TILE=self.config(batch).tile,
+            RUN_FIELDS=RUN_FIELDS,
+            TILE=self.config.tile,
             WINDOW=self.window,
             BLOCK_BATCH=triton.next_power_of_2(batch),
         )
-        if self.shared is not None:
-            self.shared.update()
+        if shared is not None:
+            shared.update()
+        parts_kernel[(batch,)](
+            lengths,
+            self.ranks,
+            self.ends,
+            shared and shared.tasks,
+            shared and shared.positions,
+            shared and shared.row_tasks,
+            self.parts,
+            self.workers,
+            self.own_places,
+            TASK_FIELDS=TASK_FIELDS,
+            LEVELS=shared.max_levels if shared else 0,
+            BLOCK_LEVELS=self.parts.shape[2],
+            num_warps=1,
+        )

@@ -369,7 +369,7 @@ class KVCache:
             dtype: uint8, float16, bfloat16, float32 or float64.
         """
 
-class DecodePlan:
+class SharePlan:
     """What the requests of a decode batch read together: docs/design.md, "Tree-aware decode".
 
     A *task* reads tokens [start, end) once for up to `members_per_task` rows of the batch. A row's tasks, its *levels*,
@@ -403,6 +403,7 @@ class DecodePlan:
         max_batch: int,
         max_workers: int,
         members_per_task: int,
+        members_per_read: int = 0,
         max_levels: int = 8,
         least_saved: int = 128,
         max_places: int = 0,
@@ -413,6 +414,8 @@ class DecodePlan:
             max_batch: rows of the largest batch.
             max_workers: most workers that tiles are dealt to.
             members_per_task: most rows for which one task reads.
+            members_per_read: rows for which the tasks of one stretch together are reckoned to read it once, as one
+                finds in the L2 cache what another has read; at least `members_per_task`. 0: as many.
             max_levels: most tasks of a row.
             least_saved: tokens that each partial result must save: the plan is the one for which the tokens read, and
                 this for each row and task, are least.

@@ -653,7 +653,7 @@ class CoreMachine(RuleBasedStateMachine):
         met = {"planned": changed, "planned before": not changed, "read together": shared}
         # Of what was evicted the tree does not know who shares it; a row that ends too early may stand between others.
         if self.evicted == 0 and all(it is None or it.recorded < it.backed for it in rows):
-            least = cheapest(prefixes, again.least_saved, again.members_per_task)
+            least = cheapest(prefixes, again.least_saved, again.members_per_read)
             assert again.cost([len(it) for it in prefixes]) == least
             met["read together at the least cost"] = shared
         self.world.met.update(name for name, is_met in met.items() if is_met)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from core_harness import ints
 
-from vt_sglang._core import DecodePlan, KVCache
+from vt_sglang._core import SharePlan, KVCache
 
 PADDING = 0  # the slot
 
@@ -35,17 +35,20 @@ class Planner:
         max_batch: int = 8,
         max_workers: int = 5,
         members_per_task: int = 4,
+        members_per_read: int = 0,
         max_levels: int = 8,
         least_saved: int = 1,
         max_places: int = 0,
     ) -> None:
         self.max_batch, self.max_workers, self.max_levels = max_batch, max_workers, max_levels
         self.members_per_task, self.least_saved = members_per_task, least_saved
-        self.plan = DecodePlan(
+        self.members_per_read = members_per_read or members_per_task
+        self.plan = SharePlan(
             cache,
             max_batch=max_batch,
             max_workers=max_workers,
             members_per_task=members_per_task,
+            members_per_read=members_per_read,
             max_levels=max_levels,
             least_saved=least_saved,
             max_places=max_places,
@@ -92,7 +95,13 @@ class Planner:
     def cost(self, lengths: Sequence[int]) -> int:
         """What the plan minimises, for rows of these lengths."""
         own = sum(length - start for length, start in zip(lengths, self.own_starts, strict=True))
-        return own + sum(it.end - it.start + self.least_saved * it.count for it in self.tasks)
+        stretches: dict[tuple[int, int, int], int] = defaultdict(int)
+        for it in self.tasks:
+            stretches[it.slot, it.start, it.end] += it.count
+        return own + sum(
+            -(-rows // self.members_per_read) * (end - start) + self.least_saved * rows
+            for (_, start, end), rows in stretches.items()
+        )
 
     def verify(self, prefixes: Sequence[Sequence[int]]) -> None:
         """Everything that must hold, given what tells apart the tokens of each row and all before them
@@ -166,7 +175,7 @@ class Planner:
         assert (facts["tasks"], facts["tiles"]) == (len(tasks), len(line))
 
 
-def cheapest(prefixes: Sequence[Sequence[int]], least_saved: int, members_per_task: int) -> int:
+def cheapest(prefixes: Sequence[Sequence[int]], least_saved: int, members_per_read: int) -> int:
     """The least that tokens read and `least_saved` for each row and task can come to: every segment is grouped or not,
     and all ways are tried."""
 
@@ -181,8 +190,8 @@ def cheapest(prefixes: Sequence[Sequence[int]], least_saved: int, members_per_ta
         apart = sum(cost(group, start) for group in groups.values())
         if end == start:
             return apart
-        tasks = -(-len(rows) // members_per_task)
-        together = tasks * (end - start) + least_saved * len(rows) + sum(cost(group, end) for group in groups.values())
+        reads = -(-len(rows) // members_per_read)
+        together = reads * (end - start) + least_saved * len(rows) + sum(cost(group, end) for group in groups.values())
         return min(apart, together)
 
     return cost(list(range(len(prefixes))), 0) if prefixes else 0

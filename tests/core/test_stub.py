@@ -36,7 +36,7 @@ def stub_members(nodes: list[ast.stmt]) -> dict[str, ast.stmt]:
 
 
 MODULE = stub_members(ast.parse(STUB.read_text()).body)
-CLASSES = {name: stub_members(MODULE[name].body) for name in ("KVCache", "DecodePlan")}  # type: ignore[attr-defined]
+CLASSES = {name: stub_members(MODULE[name].body) for name in ("KVCache", "SharePlan")}  # type: ignore[attr-defined]
 PROPERTIES = {
     (owner, name)
     for owner, members in CLASSES.items()
@@ -99,5 +99,5 @@ def test_keys_of_dictionaries(make_cache: MakeCache, name: str, method: str) -> 
 
 def test_keys_of_a_plans_facts(make_cache: MakeCache) -> None:
     declared = [it.target.id for it in MODULE["PlanFacts"].body if isinstance(it, ast.AnnAssign)]  # type: ignore
-    plan = _core.DecodePlan(make_cache(), max_batch=1, max_workers=1, members_per_task=2)
+    plan = _core.SharePlan(make_cache(), max_batch=1, max_workers=1, members_per_task=2)
     assert list(plan.facts()) == declared

@@ -22,10 +22,8 @@ def words(
     segments: Sequence[Segment],
     slots: Sequence[int],
     order: Sequence[int],
-    *,
-    tile: int,
 ) -> torch.Tensor:
-    """The plan as `SharedTasks.copy` takes it.
+    """The plan as `SharedTasks.words` has it.
 
     Args:
         segments: those of a request from its first token on.
@@ -42,28 +40,27 @@ def words(
                 assert ends[row] == segment.start
                 ends[row] = segment.stop
                 levels[row].append(len(tasks))
-            # Any member's slot will do.
-            tasks.append([slots[rows[len(tasks) % len(rows)]], segment.start, segment.stop, at, len(rows)])
-    total = sum(-(-(task[2] - task[1]) // tile) for task in tasks)
+            tasks.append([slots[segment.rows[0]], segment.start, segment.stop, at, len(rows)])
+    total = sum(-(-(task[2] - task[1]) // shared.tile) for task in tasks)
     used = min(total, shared.workers)
     end = place = 0
     for task in tasks:
-        begin, end = end, end + -(-(task[2] - task[1]) // tile)
-        task += [place, end, 0]
-        place += task[4] * (_worker(end - 1, total, used) - _worker(begin, total, used) + 1)
-    assert place <= shared.partial.shape[0]
-    count, tiles, out_tasks, out_order, out_places, out_ends, out_levels = torch.zeros(
-        shared.host_words, dtype=torch.int32
-    ).split(shared.sizes)
-    count[0], tiles[0] = len(tasks), total
+        begin, end = end, end + -(-(task[2] - task[1]) // shared.tile)
+        spans = _worker(end - 1, total, used) - _worker(begin, total, used) + 1
+        task += [place, end, spans]
+        place += task[4] * spans
+    assert place <= shared.max_places
+    plan = torch.zeros(sum(shared.sizes), dtype=torch.int32)
+    header, out_tasks, out_order, positions, own_starts, row_tasks, _ = plan.split(shared.sizes)
+    header[:2] = torch.tensor([len(tasks), total])
     for index, task in enumerate(tasks):
         out_tasks.view(-1, TASK_FIELDS)[index] = torch.tensor(task)
-    out_levels.fill_(-1)
-    for place, row in enumerate(order):
-        out_order[place], out_places[row], out_ends[row] = row, place, ends[row]
+    row_tasks.fill_(-1)
+    for position, row in enumerate(order):
+        out_order[position], positions[row], own_starts[row] = row, position, ends[row]
         for level, task in enumerate(levels[row]):
-            out_levels.view(-1, shared.levels.shape[1])[row, level] = task
-    return torch.cat([count, tiles, out_tasks, out_order, out_places, out_ends, out_levels])
+            row_tasks.view(-1, shared.max_levels)[row, level] = task
+    return plan
 
 
 def _worker(tile: int, total: int, used: int) -> int:

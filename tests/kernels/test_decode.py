@@ -55,8 +55,8 @@ class Case:
         plan.partial.fill_(float("nan"))
         plan.partial_lse.fill_(float("nan"))
         lengths = torch.tensor(self.lengths, device=DEVICE)
-        plan.update(lengths)
         slots, scaling = self.arena.slots.to(DEVICE), self.head_dim**-0.5
+        plan.update(slots, lengths)
         options = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in self.options.items()}
         decode_attention(
             self.q.to(DEVICE), self.arena.k, self.arena.v, self.out, slots, lengths, plan, scaling=scaling, **options
@@ -148,26 +148,27 @@ def test_a_plan_serves_smaller_batches() -> None:
         device=DEVICE,
         config=DecodeConfig(16, 4, 2, 1),
     )
-    plan.update(torch.tensor([100] * 8, device=DEVICE))
-    assert plan.tile_ends.tolist() == [7, 14, 21, 28, 35, 42, 49, 56]
-    plan.update(torch.tensor([1, 0, 17], device=DEVICE))
-    assert plan.tile_ends[:3].tolist() == [0, 0, 2]
+    slots = torch.tensor([3, 1, 2, 5, 4, 6, 8, 7, 9], device=DEVICE)
+    plan.update(slots[:8], torch.tensor([100] * 8, device=DEVICE))
+    assert plan.ends.tolist() == [7, 14, 21, 28, 35, 42, 49, 56]
+    plan.update(slots[:3], torch.tensor([1, 0, 17], device=DEVICE))
     assert plan.ranks[:3].tolist() == [-1, -1, 0]
-    assert plan.long_requests[0] == 2
+    assert plan.requests[0, :5].tolist() == [2, 0, 17, 2, 1]
+    assert plan.rank_ends[:2].tolist() == [0, 2]
     assert plan.short_requests[: plan.shorts[0]].tolist() == [0]
-    assert plan.first_ranks[:6].tolist() == [0, 0, 0, 0, 0, 0]
-    assert plan.last_ranks[:6].tolist() == [0, 0, -1, -1, -1, -1]
+    assert plan.runs.tolist() == [[0, 0, 0, 1], [0, 0, 1, 2], *([0, -1, worker, worker + 1] for worker in (2, 3, 4, 5))]
+    assert plan.parts[:3, 2, 0].tolist() == [0, -1, 2]
     with pytest.raises(ValueError, match="9 requests in a plan made for 8"):
-        plan.update(torch.tensor([1] * 9, device=DEVICE))
+        plan.update(slots, torch.tensor([1] * 9, device=DEVICE))
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("itemsize", [1, 2])
-@pytest.mark.parametrize("sequences", [1, 5000])
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("shared", [200 * 1024, 87 * 1024])
-def test_configurations_fit_the_shared_memory(head_dim: int, itemsize: int, sequences: int, shared: int) -> None:
+def test_configurations_fit_the_shared_memory(head_dim: int, itemsize: int, together: bool, shared: int) -> None:
     """A program's loads are on their way into all of its stages but one."""
     token_bytes = 2 * head_dim * itemsize
-    config = DecodeConfig.of(token_bytes, sequences, shared)
-    assert config.programs_per_multiprocessor * (config.stages - 1) * config.tile * token_bytes <= shared
+    config = DecodeConfig.of(token_bytes, shared, together=together)
+    assert (2 if together else 1) * (config.stages - 1) * config.tile * token_bytes <= shared
     assert config.tile >= 32

@@ -5,9 +5,10 @@ import random
 
 import pytest
 import torch
-from arena import DEVICE, DTYPES, Arena, assert_close
+from arena import CUDA, DEVICE, DTYPES, Arena, assert_close
 from reference import attend
 from share import Segment, words
+from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan, SharedTasks
 
@@ -26,10 +27,13 @@ def run(
     dtype: torch.dtype = torch.float16,
     kv_dtype: torch.dtype | None = None,
     spoil: bool = False,
+    hopper: bool = False,
     **options: object,
 ) -> torch.Tensor:
     """Compare with float64, and return the output. With `spoil`, what a request shares is garbage in all slots but the
-    one that the plan names, to see that it is not read there."""
+    one that the plan names, to see that it is not read there. With `hopper`, tasks are shared_hopper.py's."""
+    if hopper:
+        members, tile = shared_hopper.ROWS // group, shared_hopper.TILE
     generator = torch.Generator().manual_seed(sum(lengths) + head_dim)
     batch, heads = len(lengths), kv_heads * group
     arena = Arena(
@@ -49,8 +53,8 @@ def run(
         max_places=4 * batch + 5 * (workers + 2) * members,
         members=members,
         workers=workers + 2,
-        heads=heads,
-        v_head_dim=head_dim,
+        tile=tile,
+        hopper=hopper,
         device=DEVICE,
     )
     plan = DecodePlan(
@@ -62,14 +66,13 @@ def run(
         itemsize=arena.k.element_size(),
         multiprocessors=workers * kv_heads,
         device=DEVICE,
-        config=DecodeConfig(tile, 4, 2, 1),
+        config=None if hopper else DecodeConfig(tile, 4, 2, 1),
         shared=shared,
     )
-    for scratch in (plan.partial, plan.partial_lse, shared.partial, shared.partial_lse):
+    for scratch in (plan.partial, plan.partial_lse):
         scratch.fill_(float("nan"))
     order = order or list(range(batch))
-    host = words(shared, segments, arena.slots.tolist(), order, tile=tile)
-    shared.copy(host)
+    shared.words.copy_(words(shared, segments, arena.slots.tolist(), order))
     expected = []
     for row, length in enumerate(lengths):
         keys, values = arena.request(row, length)
@@ -84,14 +87,14 @@ def run(
             )[0]
         )
     if spoil:
-        named = {(int(task[0]), int(task[1])) for task in shared.tasks[: int(shared.count)]}
+        named = {(int(task[0]), int(task[1])) for task in shared.tasks[: int(shared.header[0])]}
         for segment in segments:
             for row in segment.rows:
                 if (int(arena.slots[row]), segment.start) not in named:
                     for cache in (arena.k, arena.v):
                         cache[arena.slots[row], segment.start : segment.stop] = 9.0  # finite: tiles overlap
     lengths_on = torch.tensor(lengths, device=DEVICE)
-    plan.update(lengths_on)
+    plan.update(arena.slots.to(DEVICE), lengths_on)
     on = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
     decode_attention(
         q.to(DEVICE), arena.k, arena.v, out, arena.slots.to(DEVICE), lengths_on, plan, scaling=head_dim**-0.5, **on
@@ -135,7 +138,9 @@ def test_a_tree_of_three_levels() -> None:
         run(lengths, segments, order=order, workers=workers)
 
 
-@pytest.mark.parametrize(("kv_heads", "group", "head_dim"), [(4, 1, 64), (1, 8, 128), (3, 5, 64), (2, 4, 80), (1, 4, 256)])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "head_dim"), [(4, 1, 64), (1, 8, 128), (3, 5, 64), (2, 4, 80), (1, 4, 256)]
+)
 def test_heads(kv_heads: int, group: int, head_dim: int) -> None:
     """MHA, GQA and MQA; a group that does not fill a tile of rows; a head that TMA does not read."""
     segment = Segment(0, 50, (0, 1, 2, 3, 4))
@@ -162,7 +167,7 @@ def test_no_task_is_plain_decode() -> None:
     sizes = {"max_batch": 4, "kv_heads": 2, "group": 4, "head_dim": 64, "v_head_dim": 64, "itemsize": 2}
     plan = DecodePlan(**sizes, multiprocessors=10, device=DEVICE, config=DecodeConfig(16, 4, 2, 1))
     on = torch.tensor(lengths, device=DEVICE)
-    plan.update(on)
+    plan.update(arena.slots.to(DEVICE), on)
     decode_attention(q, arena.k, arena.v, out, arena.slots.to(DEVICE), on, plan, scaling=64**-0.5)
     assert torch.equal(out, with_plan)
 
@@ -188,3 +193,49 @@ def test_random_trees(seed: int) -> None:
 
     divide(list(range(batch)), 0, 0)
     run(lengths, segments, workers=draw.choice([1, 2, 7, 30]), members=draw.choice([2, 4, 16]))
+
+
+# Gluon has no interpreter.
+needs_hopper = pytest.mark.skipif(
+    not CUDA or torch.cuda.get_device_capability()[0] != 9, reason="needs a GPU of compute capability 9"
+)
+
+
+@needs_hopper
+@pytest.mark.parametrize("workers", [1, 3, 16])
+@pytest.mark.parametrize(
+    ("dtype", "kv_heads", "group"),
+    [(torch.float16, 2, 4), *((torch.bfloat16, *it) for it in ((2, 4), (1, 8), (3, 1), (2, 5), (1, 20)))],
+)
+def test_hopper_one_level(dtype: torch.dtype, workers: int, kv_heads: int, group: int) -> None:
+    """More requests than a task holds, a task that half fills its rows, requests beside them, short and idle ones."""
+    lengths = [400 + 7 * (row % 30) for row in range(40)] + [3, 127, 600, 128, 129]
+    options = {"kv_heads": kv_heads, "group": group, "head_dim": 128, "dtype": dtype, "workers": workers}
+    run(lengths, [Segment(0, 399, tuple(range(40)))], hopper=True, spoil=True, **options)
+
+
+@needs_hopper
+@pytest.mark.parametrize("stop", [128, 129, 255, 256, 257, 383, 384])
+@pytest.mark.parametrize("own", [1, 127, 128, 129])
+def test_hopper_borders(stop: int, own: int) -> None:
+    run([stop + own, stop + 1, stop + 2], [Segment(0, stop, (0, 1, 2))], head_dim=128, hopper=True, spoil=True)
+
+
+@needs_hopper
+def test_hopper_tree() -> None:
+    segments = [Segment(0, 200, tuple(range(8))), Segment(200, 400, (0, 1, 2, 3)), Segment(400, 530, (1, 2))]
+    for workers in (1, 6, 17):
+        run([600, 541, 666, 450, 333, 201, 202, 590, 333], segments, head_dim=128, hopper=True, workers=workers)
+
+
+@needs_hopper
+def test_hopper_no_task() -> None:
+    run([60, 51, 7, 160, 400], [], head_dim=128, hopper=True)
+    run(
+        [60, 300, 400],
+        [Segment(0, 290, (1, 2))],
+        order=[1, 2, 0],
+        head_dim=128,
+        hopper=True,
+        sinks=torch.linspace(-2, 3, 8),
+    )

@@ -45,7 +45,7 @@ class TritonDecode:
         """Once a forward, on the device alone, so that it may be captured in a CUDA graph: cut the batch's work."""
         self._slots, self._lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         for plan in self._plans.values():
-            plan.update(forward_batch.seq_lens)
+            plan.update(self._slots, self._lengths)
 
     def forward(
         self,

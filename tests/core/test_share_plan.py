@@ -10,7 +10,7 @@ import pytest
 from core_harness import MakeCache, Memory, Request, ids, ints, pattern, prefix_hashes, run
 from core_plans import PADDING, Planner, cheapest
 
-from vt_sglang._core import DecodePlan, KVCache
+from vt_sglang._core import SharePlan, KVCache
 
 Decoding = Callable[..., Request]
 
@@ -292,13 +292,14 @@ def test_no_plan_is_cheaper(make_cache: MakeCache, seed: int) -> None:
             cache,
             max_batch=26,
             max_workers=20,
-            members_per_task=source.choice((2, 3, 4, 16)),
+            members_per_task=(members := source.choice((2, 3, 4, 16))),
+            members_per_read=members * source.choice((1, 4)),
             max_levels=26,
             least_saved=source.choice((1, 2, 5, 10, 30)),
         )
         planner.update([it.slot for it in batch], source.choice((1, 4, 16)), source.randrange(1, 20))
         planner.verify(prefixes)
-        least = cheapest(prefixes, planner.least_saved, planner.members_per_task)
+        least = cheapest(prefixes, planner.least_saved, planner.members_per_read)
         assert planner.cost([len(it) for it in prefixes]) == least
 
 
@@ -363,6 +364,7 @@ def test_a_plan_keeps_its_cache() -> None:
         ({"max_workers": 0}, "max_workers must be 1 to 65536, not 0"),
         ({"max_workers": 2**40}, "max_workers must be 1 to 65536, not 1099511627776"),
         ({"members_per_task": 1}, "members_per_task must be 2 to 65536, not 1"),
+        ({"members_per_task": 4, "members_per_read": 3}, "members_per_read must be 4 to 65536, not 3"),
         ({"max_levels": 0}, "max_levels must be 1 to 65536, not 0"),
         ({"least_saved": 0}, "least_saved must be positive"),
         ({"max_places": 23}, "max_places must be at least 24, what one level takes, not 23"),
@@ -394,7 +396,7 @@ def test_what_is_no_batch(cache: KVCache, decoding: Decoding) -> None:
 
 
 def test_what_is_no_buffer(cache: KVCache) -> None:
-    plan = DecodePlan(cache, max_batch=2, max_workers=4, members_per_task=4)
+    plan = SharePlan(cache, max_batch=2, max_workers=4, members_per_task=4)
     with pytest.raises(ValueError, match=f"the buffer has 5 integers, and the plan {plan.size}"):
         plan.update(ints(0), np.zeros(5, dtype=np.int32), 4, 4)
     read_only = np.zeros(plan.size, dtype=np.int32)

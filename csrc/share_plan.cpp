@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "decode_plan.h"
+#include "share_plan.h"
 
 #include <algorithm>
 #include <limits>
@@ -23,15 +23,15 @@ std::size_t worker_of(std::size_t tile, std::size_t tiles, std::size_t used) { r
 
 }  // namespace
 
-std::size_t DecodePlan::Limits::tasks_bound() const {
+std::size_t SharePlan::Limits::tasks_bound() const {
   return std::min(max_levels * (max_batch / 2), max_batch - 1) + max_levels * max_batch / members_per_task;
 }
 
-std::size_t DecodePlan::Limits::places_bound(std::size_t levels) const {
+std::size_t SharePlan::Limits::places_bound(std::size_t levels) const {
   return max_batch * levels + (max_workers - 1) * std::min(members_per_task, max_batch);
 }
 
-DecodePlan::DecodePlan(const Limits& limits, std::size_t slot_tokens) : limits_(limits), slot_tokens_(slot_tokens) {
+SharePlan::SharePlan(const Limits& limits, std::size_t slot_tokens) : limits_(limits), slot_tokens_(slot_tokens) {
   constexpr std::size_t kMost = 1 << 16;  // of each, so that no product wraps around
   const auto check_limit = [](const char* name, std::size_t value, std::size_t least) {
     require(value >= least && value <= kMost, std::string(name) + " must be " + std::to_string(least) + " to " +
@@ -40,6 +40,8 @@ DecodePlan::DecodePlan(const Limits& limits, std::size_t slot_tokens) : limits_(
   check_limit("max_batch", limits.max_batch, 1);
   check_limit("max_workers", limits.max_workers, 1);
   check_limit("members_per_task", limits.members_per_task, 2);
+  if (limits_.members_per_read == 0) limits_.members_per_read = limits.members_per_task;
+  check_limit("members_per_read", limits_.members_per_read, limits.members_per_task);
   check_limit("max_levels", limits.max_levels, 1);
   require(limits.least_saved >= 1 && limits.least_saved <= std::numeric_limits<std::int32_t>::max(),
           "least_saved must be positive and less than 2**31, not " + std::to_string(limits.least_saved));
@@ -59,7 +61,7 @@ DecodePlan::DecodePlan(const Limits& limits, std::size_t slot_tokens) : limits_(
   layout_.size = layout_.first_tasks + limits_.max_workers;
 }
 
-void DecodePlan::check(std::size_t batch, std::size_t tile, std::size_t workers, std::size_t buffer) const {
+void SharePlan::check(std::size_t batch, std::size_t tile, std::size_t workers, std::size_t buffer) const {
   require(batch <= limits_.max_batch,
           std::to_string(batch) + " requests in a plan made for " + std::to_string(limits_.max_batch));
   require(workers >= 1 && workers <= limits_.max_workers, "a plan made for 1 to " +
@@ -71,13 +73,13 @@ void DecodePlan::check(std::size_t batch, std::size_t tile, std::size_t workers,
           "the buffer has " + std::to_string(buffer) + " integers, and the plan " + std::to_string(layout_.size));
 }
 
-bool DecodePlan::is_of(std::span<const SlotId> slots, std::uint64_t version, std::size_t tile,
-                       std::size_t workers) const {
+bool SharePlan::is_of(std::span<const SlotId> slots, std::uint64_t version, std::size_t tile,
+                      std::size_t workers) const {
   return made_ && key_.version == version && key_.tile == tile && key_.workers == workers &&
          std::equal(slots.begin(), slots.end(), key_.slots.begin(), key_.slots.end());
 }
 
-void DecodePlan::make(Key key, std::span<const Member> members, std::span<std::int32_t> buffer) {
+void SharePlan::make(Key key, std::span<const Member> members, std::span<std::int32_t> buffer) {
   key_ = std::move(key);
   made_ = true;
   find_segments(members);
@@ -90,10 +92,12 @@ void DecodePlan::make(Key key, std::span<const Member> members, std::span<std::i
   write(members, buffer);
 }
 
-std::size_t DecodePlan::tasks_for(std::size_t members) const { return divide_up(members, limits_.members_per_task); }
+std::size_t SharePlan::tasks_for(std::size_t members) const { return divide_up(members, limits_.members_per_task); }
+
+std::size_t SharePlan::reads_for(std::size_t members) const { return divide_up(members, limits_.members_per_read); }
 
 // Stretches that neighbours share are nested, like brackets. One is open as long as they share as much.
-void DecodePlan::find_segments(std::span<const Member> members) {
+void SharePlan::find_segments(std::span<const Member> members) {
   open_.clear();
   drops_.clear();
   segments_.clear();
@@ -114,13 +118,13 @@ void DecodePlan::find_segments(std::span<const Member> members) {
 // Finds from where on grouping a segment pays. Read by itself, a token is read once for each task of the segment; else
 // by `copies` readers: the tasks of the segments below that are grouped, and every other member. The farther back it
 // starts, the fewer these are. What is so saved must outweigh the partial results.
-void DecodePlan::close(const Open& open, std::size_t last) {
+void SharePlan::close(const Open& open, std::size_t last) {
   const auto begin = drops_.begin() + static_cast<std::ptrdiff_t>(open.drops);
   const auto earlier = [](const Drop& a, const Drop& b) { return a.at > b.at; };
   if (!std::is_sorted(begin, drops_.end(), earlier)) std::sort(begin, drops_.end(), earlier);
 
   Segment segment{open.first, last - open.first, open.end, -1};
-  const std::size_t tasks = tasks_for(segment.count);
+  const std::size_t reads = reads_for(segment.count);
   const std::size_t cost = limits_.least_saved * segment.count;
   std::size_t copies = segment.count;
   auto next = begin;
@@ -132,7 +136,7 @@ void DecodePlan::close(const Open& open, std::size_t last) {
   std::ptrdiff_t position = end;
   std::size_t saved = 0;  // by reading [position, end) once a task
   for (;;) {
-    const std::size_t gain = copies - tasks;
+    const std::size_t gain = copies - reads;
     const bool more = next != drops_.end();
     if (saved < cost && gain > 0) {
       const std::size_t tokens = divide_up(cost - saved, gain);
@@ -153,11 +157,11 @@ void DecodePlan::close(const Open& open, std::size_t last) {
     *kept++ = *next++;
   }
   drops_.erase(kept, drops_.end());
-  if (segment.latest >= 0) drops_.push_back({segment.latest, copies - tasks, saved - cost});
+  if (segment.latest >= 0) drops_.push_back({segment.latest, copies - reads, saved - cost});
   segments_.push_back(segment);
 }
 
-void DecodePlan::choose(std::size_t members, std::size_t levels) {
+void SharePlan::choose(std::size_t members, std::size_t levels) {
   tasks_.clear();
   covered_.assign(members, 0);
   levels_.assign(members, 0);
@@ -181,7 +185,7 @@ void DecodePlan::choose(std::size_t members, std::size_t levels) {
   }
 }
 
-void DecodePlan::lay_out(std::size_t tile, std::size_t workers) {
+void SharePlan::lay_out(std::size_t tile, std::size_t workers) {
   facts_ = Facts{};
   facts_.tasks = tasks_.size();
   for (Task& task : tasks_) {
@@ -202,7 +206,7 @@ void DecodePlan::lay_out(std::size_t tile, std::size_t workers) {
   }
 }
 
-void DecodePlan::write(std::span<const Member> members, std::span<std::int32_t> buffer) const {
+void SharePlan::write(std::span<const Member> members, std::span<std::int32_t> buffer) const {
   std::int32_t* header = buffer.data();
   std::fill_n(header, Layout::kHeader, 0);
   header[kTasks] = as_int(facts_.tasks);

@@ -17,12 +17,13 @@
 
 namespace vt {
 
-class DecodePlan {
+class SharePlan {
  public:
   struct Limits {
     std::size_t max_batch;
     std::size_t max_workers;
     std::size_t members_per_task;
+    std::size_t members_per_read;  // rows for which a stretch is reckoned to be read once; 0: members_per_task
     std::size_t max_levels;
     std::size_t least_saved;  // tokens that a partial result must save
     std::size_t max_places;   // 0: as many as any plan can take
@@ -62,7 +63,7 @@ class DecodePlan {
     std::size_t tile = 0, workers = 0;
   };
 
-  DecodePlan(const Limits& limits, std::size_t slot_tokens);
+  SharePlan(const Limits& limits, std::size_t slot_tokens);
 
   const Limits& limits() const { return limits_; }
   const Layout& layout() const { return layout_; }
@@ -96,6 +97,7 @@ class DecodePlan {
   };
 
   std::size_t tasks_for(std::size_t members) const;
+  std::size_t reads_for(std::size_t members) const;
   void find_segments(std::span<const Member> members);
   void close(const Open& open, std::size_t last);
   void choose(std::size_t members, std::size_t levels);
