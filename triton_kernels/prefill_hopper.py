@@ -4,13 +4,13 @@
     producer, 1 warp:          copies Q, K and V tiles to shared memory (TMA), as far ahead as there is room
     two consumers, 4 warps:    scores, softmax and sums of 64 rows each
 
-Full and empty barriers of shared memory's stages are the only words between them. A consumer computes the scores of a tile
-(tensor cores) while it takes the softmax of the one before; the consumers take turns at the tensor cores, so that one's
-softmax meets the other's products.
+Full and empty barriers of shared memory's stages are the only words between them. A consumer computes the scores of a
+tile (tensor cores) while it takes the softmax of the one before; the consumers take turns at the tensor cores, so that
+one's softmax meets the other's products.
 
 A program a multiprocessor takes items (prefill_hopper_plan.py) by turns. Tiles of tokens go from an item's last to its
-first; a request's last, which would pass its end, is moved back to end there and masked where it overlaps the one before:
-no memory past a request's tokens is read.
+first; a request's last, which would pass its end, is moved back to end there and masked where it overlaps the one
+before: no memory past a request's tokens is read.
 """
 
 import torch
@@ -65,8 +65,8 @@ def _record(records, round_, FIELDS: gl.constexpr, KV_HEADS: gl.constexpr):
 def _producer(
     q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, records, slots,
     items, slot_tokens,
-    FIELDS: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr,
-    ROWS: gl.constexpr, STAGES: gl.constexpr,
+    FIELDS: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr,
+    CONSUMERS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     BYTES: gl.constexpr = TILE * HEAD_DIM * 2
     k_step = 0
@@ -138,8 +138,8 @@ def _consumer(
     q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
     my_turn, other_turn, records, sinks, items, q_token_stride, q_head_stride, scaling,
     CONSUMER: gl.constexpr,
-    FIELDS: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, CONSUMERS: gl.constexpr,
-    ROWS: gl.constexpr, STAGES: gl.constexpr,
+    FIELDS: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr,
+    CONSUMERS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     WARPS: gl.constexpr = ROWS // 16
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, TILE, 16])
@@ -255,9 +255,8 @@ def _consumer(
 
         sums = sums * factor.expand_dims(1)
         if place < 0:
-            _store(
-                out, sums, gl.load(record), gl.load(record + 1), first_row, kv_head, KV_HEADS, GROUP, HEAD_DIM, ROWS, LOAD
-            )
+            token = gl.load(record)
+            _store(out, sums, token, new, first_row, kv_head, KV_HEADS, GROUP, HEAD_DIM, ROWS, LOAD)
         else:
             row = ((place * KV_HEADS + kv_head) * CONSUMERS + CONSUMER) * ROWS
             _store_part(partial, partial_lse, row, sums, top * scale + gl.log2(denominator), HEAD_DIM, ROWS)
@@ -324,24 +323,25 @@ def prefill_hopper_kernel(
             (
                 _consumer,
                 (
-                    q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full,
-                    v_empty, first_turn, second_turn, records, sinks, items, q_token_stride, q_head_stride,
-                    scaling, 0, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
+                    q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty,
+                    v_full, v_empty, first_turn, second_turn, records, sinks, items, q_token_stride, q_head_stride, scaling,
+                    0, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
             (
                 _consumer,
                 (
-                    q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full,
-                    v_empty, second_turn, first_turn, records, sinks, items, q_token_stride, q_head_stride,
-                    scaling, 1, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
+                    q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty,
+                    v_full, v_empty, second_turn, first_turn, records, sinks, items, q_token_stride, q_head_stride, scaling,
+                    1, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
             (
                 _producer,
                 (
                     q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                    records, slots, items, slot_tokens, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
+                    records, slots, items, slot_tokens,
+                    FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
         ],
@@ -356,17 +356,10 @@ def on_hopper(device: torch.device | str) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
-def takes(*, head_dim: int, v_head_dim: int, dtype: torch.dtype, kv_dtype: torch.dtype, window: int, cap: float) -> bool:
-    """Whether the kernel computes such layers: all heads of K and V of 64 or 128 elements, in half precision, no window
-    (negative) and no cap on the scores (0)."""
-    return (
-        head_dim == v_head_dim
-        and head_dim in _HEAD_DIMS
-        and dtype == kv_dtype
-        and dtype in _DTYPES
-        and window < 0
-        and cap == 0
-    )
+def takes(*, head_dim: int, v_head_dim: int, dtype: torch.dtype, window: int = -1, logit_cap: float = 0.0) -> bool:
+    """Whether the kernel computes such layers: heads of 64 or 128 elements in half precision, all tokens seen (a negative
+    window) and no bound on the scores (0). The queries have to be of K's and V's dtype."""
+    return head_dim == v_head_dim and head_dim in _HEAD_DIMS and dtype in _DTYPES and window < 0 and logit_cap == 0
 
 
 def prefill_hopper_attention(
@@ -380,14 +373,14 @@ def prefill_hopper_attention(
     scaling: float,
     sinks: torch.Tensor | None = None,
 ) -> None:
-    """Causal attention of each request's new tokens, its last, over all its tokens, where these are at least `TILE`; other
-    requests' rows of `out` are left as they are.
+    """Causal attention of each request's new tokens, its last, over all its tokens, where these are at least `TILE`;
+    other requests' rows of `out` are left as they are.
 
     No value on the device is read by the host.
 
     Args:
-        q: [tokens, heads, head_dim], the requests' new tokens one after the other; strides of whole 16 bytes but 1 in the
-            last dimension.
+        q: [tokens, heads, head_dim], the requests' new tokens one after the other; any strides of whole 16 bytes but 1
+            in the last dimension.
         k: [slots, slot_tokens, kv_heads, head_dim] of q's dtype: slots one after the other, heads side by side.
         v: likewise.
         out: [tokens, heads, head_dim] of q's dtype, contiguous, written.

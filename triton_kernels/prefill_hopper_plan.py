@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How prefill attention on Hopper (prefill_hopper.py) is dealt out to multiprocessors.
 
-The query rows of a request are cut into tiles of `ROWS`, and what such a tile sees into tiles of `TILE` tokens. A row tile
-and a KV head are an item; a program a multiprocessor takes items by turns, forth and back (0 1 2 2 1 0 0 1 ...), heaviest
-first, so that all have about the same to do. Where items are too few for that, the tokens of each are divided over several
-(split-KV), whose partial results a second kernel merges (prefill_merge.py).
+The query rows of a request are cut into tiles of `ROWS`, and what such a tile sees into tiles of `TILE` tokens. A row
+tile and a KV head are an item; a program a multiprocessor takes items by turns, forth and back (0 1 2 2 1 0 0 1 ...),
+heaviest first, so that all have about the same to do. Where items are too few for that, the tokens of each are divided
+over several (split-KV), whose partial results a second kernel merges (prefill_merge.py).
 
 All is decided on the host, which knows a prefill's lengths; nothing waits for the device.
 """
@@ -23,15 +23,15 @@ TILE = 128
 """Tokens a step. A request with fewer is not dealt out."""
 
 FIELDS = 8
-"""Numbers of a record: the request's first new token in q, its new tokens, its length, its place in the batch; first row
-of the tile; first tile of tokens and the one behind the last; place of the partial result, -1: it is the whole."""
+"""Numbers of a record: the request's first new token in q, its new tokens, its length, its place in the batch; first
+row of the tile; first tile of tokens and the one behind the last; place of the partial result, -1: it is the whole."""
 
 _LEAST_PART = 4
 """Tiles of tokens of a part, at least: rows of one item see all but its last two whole, so each sees something of each
 part."""
 
-# Reckoned in the time of one step (1.8 us on an H100): what an item costs beside its steps, what a part costs beyond that,
-# and the merge, for itself and for each part that it reads.
+# Reckoned in the time of one step (1.8 us on an H100): what an item costs beside its steps, what a part costs beyond
+# that, and the merge, for itself and for each part that it reads.
 _ITEM, _PART, _MERGE, _MERGED_PART = 1.5, 0.7, 2.0, 0.015
 
 _Numbers = npt.NDArray[np.int64]
@@ -43,8 +43,8 @@ class Dealt(NamedTuple):
     records: npt.NDArray[np.int32]
     """[records, FIELDS]: each is `kv_heads` items."""
     merges: npt.NDArray[np.int32]
-    """[merges, FIELDS]: as records, of row tiles that were divided; the first tile is left 0, the one behind the last is
-    the number of parts, whose places are one after the other."""
+    """[merges, FIELDS]: as records, of row tiles that were divided; in place of the tile behind the last stands the number
+    of parts, and their places are one after the other from the one given."""
     places: int
     """Partial results of each KV head."""
 
@@ -78,17 +78,18 @@ def deal(new: Sequence[int], prefixes: Sequence[int], *, group: int, kv_heads: i
     # Of equal ones, those that read the same tokens run side by side.
     order = np.lexsort((whose, part, request[whose], begin - end))
 
-    def records(whose: _Numbers, begin: _Numbers, end: _Numbers, place: _Numbers) -> npt.NDArray[np.int32]:
+    def records(whose: _Numbers, begin: _Numbers | int, end: _Numbers, place: _Numbers) -> npt.NDArray[np.int32]:
         its = request[whose]
-        return np.stack(
-            [starts[its], news[its], lengths[its], its, first_row[whose], begin, end, place], axis=1, dtype=np.int32,
-            casting="same_kind",
-        )  # fmt: skip
+        words = np.empty((len(whose), FIELDS), np.int32)
+        fields = (starts[its], news[its], lengths[its], its, first_row[whose], begin, end, place)
+        for index, field in enumerate(fields):
+            words[:, index] = field
+        return words
 
     split = np.flatnonzero(divided)
     return Dealt(
-        records(whose, begin, end, place)[order],
-        records(split, np.zeros_like(split), parts[split], first_place[split]),
+        records(whose[order], begin[order], end[order], place[order]),
+        records(split, 0, parts[split], first_place[split]),
         int(places.sum()),
     )
 
@@ -105,7 +106,9 @@ def _parts(tiles: _Numbers, kv_heads: int, processors: int) -> _Numbers:
         return best
     least = _time(tiles, best, kv_heads, processors)
     share = tiles.sum() * kv_heads / processors
-    for rounds in range(1, 5):
+    if least <= 1.05 * share + _ITEM + _PART + _MERGE:  # the most that could be won is not worth the looking
+        return best
+    for rounds in range(1, 4):
         parts = np.clip((tiles * rounds / share).astype(np.int64), 1, np.maximum(tiles // _LEAST_PART, 1))
         time = _time(tiles, parts, kv_heads, processors)
         if time < least:
@@ -156,7 +159,7 @@ class HopperPlan:
             new: each request's new tokens.
             prefixes: each request's tokens before these.
         """
-        short = [count for count, prefix in zip(new, prefixes, strict=True) if 0 < count and count + prefix < TILE]
+        short = [count for count, prefix in zip(new, prefixes, strict=True) if count > 0 and count + prefix < TILE]
         self.short_requests, self.short_tokens = len(short), sum(short)
         dealt = deal(new, prefixes, group=self.group, kv_heads=self.kv_heads, processors=self.processors)
         self.items, self.merges = len(dealt.records) * self.kv_heads, len(dealt.merges)

@@ -62,8 +62,9 @@ def prefill_merge_kernel(
         sums = sums * fade[:, None] + outputs * weight[:, None]
         denominator = denominator * fade + weight
         top = new_top
+    at = (start + tokens).to(tl.int64) * out_token_stride + heads * out_head_stride
     tl.store(
-        out + (start + tokens).to(tl.int64)[:, None] * out_token_stride + heads[:, None] * out_head_stride + dims[None, :],
+        out + at[:, None] + dims[None, :],
         (sums / denominator[:, None]).to(out.dtype.element_ty),
         mask=(tokens < new)[:, None],
     )

@@ -30,7 +30,9 @@ def descriptor(dtype: str, block: list[int]) -> str:
     return f"tensordesc<{dtype}{block},{gl.NVMMASharedLayout(128, 16, rank=len(block))!r}>"
 
 
-def compile_for_hopper(kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, folder: Path) -> Compiled:
+def compile_for_hopper(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], warps: int, folder: Path
+) -> Compiled:
     """Compile a kernel.
 
     Args:
@@ -51,13 +53,16 @@ def compile_for_hopper(kernel: Any, types: dict[str, str], constants: dict[str, 
         kernel,
         signature,
         {(names.index(name),): value for name, value in constants.items()},
-        dict.fromkeys(aligned, [["tt.divisibility", 16]]),
+        {key: [["tt.divisibility", 16]] for key in aligned},
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     ptx = folder / "kernel.ptx"
     ptx.write_text(compiled.asm["ptx"])
     report = subprocess.run(
-        [PTXAS, "-v", "--gpu-name=sm_90a", ptx, "-o", folder / "kernel.cubin"], capture_output=True, text=True, check=True
+        [PTXAS, "-v", "--gpu-name=sm_90a", ptx, "-o", folder / "kernel.cubin"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stderr
     spilled = re.search(r"(\d+) bytes spill stores", report)
     assert spilled is not None, report

@@ -47,7 +47,8 @@ def main(dtype: str, group: int, head_dim: int, sinks: bool) -> None:
         made = compile_for_hopper(kernel, types | numbers, constants, prefill_hopper._WARPS, Path(folder))
     registers = {int(count) for count in re.findall(r"setmaxnreg\.inc\.sync\.aligned\.u32\s+(\d+)", made.ptx)}
     print(
-        json.dumps({"spilled": made.spilled_bytes, "shared": made.shared_bytes, "registers": sorted(registers)}), flush=True
+        json.dumps({"spilled": made.spilled_bytes, "shared": made.shared_bytes, "registers": sorted(registers)}),
+        flush=True,
     )
 
 

@@ -65,7 +65,16 @@ def check(
             starts, plan.short_tokens, lengths=on_device_lengths, shorter_than=TILE, requests=plan.short_requests
         )
         prefill_attention(
-            query, arena.k, arena.v, out, slots, on_device_lengths, starts, short, scaling=head_dim**-0.5, sinks=on_device
+            query,
+            arena.k,
+            arena.v,
+            out,
+            slots,
+            on_device_lengths,
+            starts,
+            short,
+            scaling=head_dim**-0.5,
+            sinks=on_device,
         )
     torch.cuda.synchronize()
     first = 0
