@@ -19,10 +19,11 @@ from rich.table import Table
 from sgl_kernel import merge_state_v2
 from sgl_kernel.flash_attn import get_scheduler_metadata
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
-from vt_sglang._core import KVCache, SharePlan
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.tiles import SHARED_READ, DecodePlan, SharedTasks
+
+from vt_sglang._core import KVCache, SharePlan
 
 HEADS, KV_HEADS = 32, 8
 _GROUP = HEADS // KV_HEADS

@@ -7,8 +7,8 @@ import torch
 
 HEAD_DIM = 128
 LAYERS = 32
-# Of a GPU's memory, what an arena takes, and what a copy of those layers takes through which a measurement goes, one after
-# the other as a model's step does; the L2 cache holds 50 MB.
+# Of a GPU's memory, what an arena takes, and what a copy of those layers takes through which a measurement goes, one
+# after the other as a model's step does; the L2 cache holds 50 MB.
 ARENA_SHARE, ROTATED_SHARE = 0.42, 0.15
 MOST_ROTATED, LEAST_ROTATED = 8, 2
 

@@ -22,7 +22,7 @@ from common import write_json
 from rich.console import Console
 from rich.table import Table
 
-from vt_sglang._core import SharePlan, KVCache
+from vt_sglang._core import KVCache, SharePlan
 
 REPEATS = 300
 TILE, WORKERS, MEMBERS_PER_TASK = 128, 132, 16

@@ -100,6 +100,26 @@ def _prefill(result: dict[str, Any]) -> str:
     return _markdown([*header, "over SGLang's", "over FA3 page 1", "FA3 contiguous over page 1"], rows)
 
 
+def _shared(result: dict[str, Any]) -> str:
+    rows = []
+    for row in result["results"]:
+        cascade = row.get("fa3_cascade_us")
+        rows.append(
+            [
+                row["shape"],
+                f"{row['fa3_page1_us']:,.1f}",
+                "" if cascade is None else f"{cascade:,.1f}",
+                *(f"{row[f'{side}_us']:,.1f}" for side in ("plain", "triton", "hopper")),
+                f"{row['ratio']:.2f}",
+                "" if cascade is None else f"{cascade / row['hopper_us']:.2f}",
+                f"{row['hopper_us'] / row['plain_us'] - 1:+.1%}" if row["shape"].count("nothing") else "",
+                f"{row['floor_us']:,.1f}",
+            ]
+        )
+    header = ["requests: shared + own, us", "FA3 page 1", "FA3 cascade", "plain decode", "in decode", "Hopper"]
+    return _markdown([*header, "over page 1", "over the cascade", "cost where nothing is shared", "floor"], rows)
+
+
 def _chat(result: dict[str, Any]) -> str:
     lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("requests", lambda it: f"{it['summary']['requests']:,}"),
@@ -188,7 +208,14 @@ def _replay(result: dict[str, Any]) -> str:
 
 def _table(name: str) -> str:
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    makers = {"tree": _tree, "decode": _decode, "prefill": _prefill, "serve": _serve, "replay": _replay}
+    makers = {
+        "tree": _tree,
+        "decode": _decode,
+        "prefill": _prefill,
+        "shared": _shared,
+        "serve": _serve,
+        "replay": _replay,
+    }
     make = makers.get(name, _chat)
     note = f"{result['note']}\n\n" if "note" in result else ""
     return f"<!-- {name} -->\n{_where(result)}{note}{make(result)}<!-- end -->"

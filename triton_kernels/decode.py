@@ -34,6 +34,7 @@ from .tiles import RUN_FIELDS, TASK_FIELDS, DecodePlan, first_visible, worker_of
 
 # Elements of partial results that a program of the merge reads at a time.
 _MERGED = 8192
+_MANY_PARTS = 32
 
 
 @triton.jit
@@ -146,8 +147,8 @@ def _request(requests, rank, there, RUN_FIELDS: tl.constexpr):
 @triton.jit
 def _attend_own(
     q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head, kv_heads,
-    slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
-    v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
+    slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
+    v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
     RUN_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
     BLOCK_V_DIM: tl.constexpr, AHEAD: tl.constexpr,
@@ -343,9 +344,9 @@ def decode_kernel(
         v_factor = tl.load(v_scale)
     if worker < own_workers:
         _attend_own(
-            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head, kv_heads,
-            slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
-            v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
+            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head,
+            kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
+            v_slot_stride, v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
             RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, PDL,
         )  # fmt: skip
         _attend_short(
@@ -463,8 +464,8 @@ def decode_attention(
     if on_hopper:
         shared_hopper_attention(q, k, v, plan, scaling)
     parts = plan.workers // batch + 1 + (shared.workers if shared else 0)
-    # A program merges the heads of a KV head, or a single one where there are so few.
-    merged = group if batch * kv_heads >= plan.multiprocessors else 1
+    # A program merges the heads of a KV head, or a single one where there are so many parts.
+    merged = group if parts <= _MANY_PARTS else 1
     block_group, block_v_dim = triton.next_power_of_2(merged), triton.next_power_of_2(v_head_dim)
     most = max(1, _MERGED // (block_group * block_v_dim))
     merge_kernel[(batch, heads // merged)](

@@ -35,8 +35,8 @@ ROWS = 64
 TILE = 64
 """Tokens a step."""
 
-_STAGES = 2  # tiles of K, and of V, in shared memory
-_REGISTERS, _PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
+STAGES = 2  # tiles of K, and of V, in shared memory
+REGISTERS, PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
 
 
 @gluon.jit
@@ -255,6 +255,28 @@ def shared_hopper_kernel(
     gdc_wait()
 
 
+def can_read(k: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether the kernel can read such K and V, of the queries' dtype, on this device.
+
+    Args:
+        k: [slots, slot_tokens, kv_heads, head_dim].
+        v: [slots, slot_tokens, kv_heads, v_head_dim].
+    """
+    return (
+        k.is_cuda
+        and torch.cuda.get_device_capability(k.device)[0] == 9
+        and k.dtype in (torch.bfloat16, torch.float16)
+        and all(it.shape[3] == 128 and _in_rows(it) for it in (k, v))
+    )
+
+
+def _in_rows(cache: torch.Tensor) -> bool:
+    """Whether all slots together are rows of tokens to TMA: steps of 16 bytes, and none between slots."""
+    _, tokens, _, dim = cache.shape
+    whole = cache.stride()[2:] == (dim, 1) and cache.stride(0) == tokens * cache.stride(1)
+    return whole and cache.stride(1) * cache.element_size() % 16 == 0 and cache.data_ptr() % 16 == 0
+
+
 def shared_hopper_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: DecodePlan, scaling: float
 ) -> None:
@@ -290,10 +312,10 @@ def shared_hopper_attention(
         HEAD_DIM=head_dim,
         TILE=TILE,
         ROWS=ROWS,
-        STAGES=_STAGES,
-        PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
+        STAGES=STAGES,
+        PRODUCER_REGISTERS=PRODUCER_REGISTERS,
         num_warps=ROWS // 16,
-        maxnreg=_REGISTERS,
+        maxnreg=REGISTERS,
         launch_pdl=True,
     )
 

@@ -22,9 +22,12 @@ RUN_FIELDS = 8
 """Numbers that describe a request to the decode kernel: request, first token that it reads by itself, length, slot,
 whether that is all it reads; three are left free, so that none is in two lines of the cache."""
 
+SHARED_ROWS, SHARED_TILE = 64, 64
+"""Query heads for which a shared task's tile is read once, and its tokens, in the decode kernel."""
+
 SHARED_READ = 4
-"""Tasks of one stretch that are reckoned to read it from memory once: what one has read, the others find in the L2 cache
-(docs/performance.md)."""
+"""Tasks of one stretch that are reckoned to read it from memory once: what one has read, the others find in the L2
+cache (docs/performance.md)."""
 
 HEADER = 8
 """Numbers before a plan's tasks: tasks, tiles, and what the host keeps there."""
@@ -315,7 +318,6 @@ class DecodePlan:
         self.overlap_merge = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
         token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
         together = shared is not None and not shared.hopper
-        self.multiprocessors = multiprocessors
         self.config = config or DecodeConfig.of(token_bytes, shared_bytes(device), together=together)
         """How the kernel is launched."""
         self.workers = max(1, multiprocessors * self.config.programs_per_multiprocessor // kv_heads)

@@ -61,6 +61,11 @@ def parse_kernel(text: str) -> Kernel:
         raise ValueError(f"{text!r} is no attention kernel; choose {', '.join(Kernel)}") from None
 
 
+def parse_shared_decode(text: str) -> bool:
+    """ValueError if the text is neither `auto` nor a switch."""
+    return text.strip().lower() == "auto" or parse_switch(text)
+
+
 @dataclass(frozen=True)
 class VTensorConfig:
     """Options of the plug-in. Each field has a launch flag `--vtensor-NAME` and a variable `VTENSOR_NAME`."""
@@ -71,6 +76,8 @@ class VTensorConfig:
     """What attends in prefill on a GPU."""
     decode_kernel: Kernel = Kernel.AUTO
     """What attends in decode on a GPU."""
+    shared_decode: bool = False
+    """Whether decode on a GPU reads what requests share once for all of them."""
     exportable_pages: bool = False
     """Pages of GPU memory whose handles other processes can be given, as NCCL needs to register them."""
     event_block_tokens: int = 64
@@ -85,6 +92,7 @@ class VTensorConfig:
             "page_bytes": parse_page_bytes,
             "prefill_kernel": parse_kernel,
             "decode_kernel": parse_kernel,
+            "shared_decode": parse_shared_decode,
             "exportable_pages": parse_switch,
             "event_block_tokens": parse_block_tokens,
             "check": parse_switch,

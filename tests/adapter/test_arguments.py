@@ -25,7 +25,8 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     # What a flag sets is undone with the rest.
     for field in fields(VTensorConfig):
-        value = "0" if isinstance(field.default, bool) else "auto" if field.default is None else str(field.default)
+        default = int(field.default) if isinstance(field.default, bool) else field.default
+        value = "auto" if default is None else str(default)
         monkeypatch.setenv(f"VTENSOR_{field.name.upper()}", value)
 
 
@@ -53,8 +54,10 @@ def test_stock_is_left_alone(model: Path) -> None:
 
 def test_flags_reach_child_processes(model: Path) -> None:
     flags = ["--vtensor-page-bytes", "64KiB", "--vtensor-check", "--vtensor-exportable-pages"]
+    flags += ["--vtensor-shared-decode", "auto"]
     _parse(model, "--radix-cache-backend", "vtensor", *flags)
-    assert VTensorConfig.from_environment() == VTensorConfig(page_bytes=65536, exportable_pages=True, check=True)
+    expected = VTensorConfig(page_bytes=65536, shared_decode=True, exportable_pages=True, check=True)
+    assert VTensorConfig.from_environment() == expected
     assert os.environ["VTENSOR_PAGE_BYTES"] == "65536"
 
 

@@ -11,7 +11,7 @@ from vt_sglang.config import Kernel
 
 
 class _Triton:
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         pass
 
 
@@ -20,7 +20,7 @@ class _Fa3(_Triton):
 
 
 class _Missing:
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         raise Fa3UnavailableError("it was left out")
 
 
@@ -34,7 +34,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("wanted", "prefill", "decode"), [("auto", _Fa3, _Triton), ("fa3", _Fa3, _Fa3)])
 def test_where_both_can_be_had(wanted: str, prefill: type, decode: type) -> None:
     assert type(kernels.prefill_kernel(Kernel(wanted), None, None)) is prefill  # type: ignore[arg-type]
-    assert type(kernels.decode_kernel(Kernel(wanted), None, None)) is decode  # type: ignore[arg-type]
+    assert type(kernels.decode_kernel(Kernel(wanted), None, None, share=True)) is decode  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wanted", ["auto", "triton"])
@@ -42,11 +42,11 @@ def test_without_flash_attention(monkeypatch: pytest.MonkeyPatch, wanted: str) -
     for phase in ("Prefill", "Decode"):
         monkeypatch.setattr(kernels, f"Fa3{phase}", _Missing)
     assert type(kernels.prefill_kernel(Kernel(wanted), None, None)) is _Triton  # type: ignore[arg-type]
-    assert type(kernels.decode_kernel(Kernel(wanted), None, None)) is _Triton  # type: ignore[arg-type]
+    assert type(kernels.decode_kernel(Kernel(wanted), None, None, share=True)) is _Triton  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_asked_for_by_name_it_must_be_there(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     monkeypatch.setattr(kernels, f"Fa3{phase.title()}", _Missing)
     with pytest.raises(ValueError, match=f"--vtensor-{phase}-kernel fa3: it was left out; leave it at auto"):
-        getattr(kernels, f"{phase}_kernel")(Kernel.FA3, None, None)
+        getattr(kernels, f"{phase}_kernel")(Kernel.FA3, None, None, **({"share": True} if phase == "decode" else {}))

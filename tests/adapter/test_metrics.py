@@ -188,6 +188,9 @@ def test_tokens_read_are_told_apart_by_phase() -> None:
     assert (tally.prefill_read_tokens, tally.decode_read_tokens) == (130, 66)
     tally.forward(_batch([7], extends=True, decoding=0))
     assert (tally.prefill_read_tokens, tally.decode_read_tokens) == (137, 66)
+    tally.forward(_batch([30, 30], extends=False))
+    tally.saved(25.0)
+    assert (tally.decode_read_tokens, tally.decode_saved_tokens) == (101, 25)
 
 
 def test_requests_that_come_back_are_counted_again_and_apart() -> None:

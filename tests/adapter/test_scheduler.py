@@ -183,6 +183,7 @@ def check_metrics(metrics: dict[str, float], state: dict[str, Any]) -> None:
     for phase in ("prefill", "decode"):
         read = metrics[name(f"kv_read_bytes_total{{phase={phase}}}")]
         assert read == tally[f"{phase}_read_tokens"] * state["token_bytes"] > 0
+    assert metrics[name("kv_saved_bytes_total")] == tally["decode_saved_tokens"] == 0  # nothing is on a CPU
     for metric, count in {
         "requests_bound": counters["binds"],
         "prompt_tokens": tally["prompt_tokens"],

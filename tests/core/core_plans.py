@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from core_harness import ints
 
-from vt_sglang._core import SharePlan, KVCache
+from vt_sglang._core import KVCache, SharePlan
 
 PADDING = 0  # the slot
 

@@ -10,7 +10,7 @@ import pytest
 from core_harness import MakeCache, Memory, Request, ids, ints, pattern, prefix_hashes, run
 from core_plans import PADDING, Planner, cheapest
 
-from vt_sglang._core import SharePlan, KVCache
+from vt_sglang._core import KVCache, SharePlan
 
 Decoding = Callable[..., Request]
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention backend over real virtual tensors on a GPU: prefill, decode, and decode replayed from a CUDA graph."""
 
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +28,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         pytest.skip("FlashAttention-3 needs a Hopper GPU")
     monkeypatch.setenv("VTENSOR_PREFILL_KERNEL", request.param)
     monkeypatch.setenv("VTENSOR_DECODE_KERNEL", request.param)
+    monkeypatch.setenv("VTENSOR_SHARED_DECODE", "auto")
     return str(request.param)
 
 
@@ -239,3 +242,89 @@ def test_a_made_up_batch_reads_nothing(backend: Any) -> None:
     output = backend.forward_extend(q.flatten(1), k.flatten(1), v.flatten(1), backend.layers[0], batch)
     torch.cuda.synchronize()
     assert not output.any()
+
+
+class Family:
+    """Requests that share a recorded prefix, bound to its pages."""
+
+    def __init__(self, backend: Any, shared: int, owns: list[int]) -> None:
+        self.backend, self.core, self.shared = backend, backend.pool.core, shared
+        self.guard = max(backend.pool.prefill_guard_tokens, backend.pool.decode_guard_tokens)
+        self.ids = array("q", range(shared))
+        trunk = Sequence(backend, self.core.bind(None, 0, shared, self.guard)[0])
+        _run(backend, [trunk], [0], [shared], decode=False)
+        self.core.record(trunk.slot, self.ids, shared)
+        self.core.release(trunk.slot)
+        self.members = []
+        for own in owns:
+            node, matched = self.core.match(None, self.ids)
+            assert matched == shared
+            self.core.lock(node)
+            member = Sequence(backend, self.core.bind(None, node, shared + own + 20, self.guard)[0])
+            self.core.unlock(node)
+            member.k, member.v = list(trunk.k), list(trunk.v)
+            self.members.append(member)
+        self.lengths = [shared + own for own in owns]
+        _run(backend, self.members, [shared] * len(owns), self.lengths, decode=False)
+
+    def slots(self) -> np.ndarray:
+        return np.array([it.slot for it in self.members])
+
+
+def test_what_is_shared_is_read_once(backend: Any, kernel: str) -> None:
+    """Eagerly, while requests leave; the plan tells what need not be read, and FlashAttention-3 shares nothing."""
+    family = Family(backend, 700, [1, 64, 130, 300])
+    while len(family.members) > 1:
+        backend.pool.batch_slots = family.slots()
+        for _ in range(2):
+            ends = [length + 1 for length in family.lengths]
+            _run(backend, family.members, family.lengths, ends, decode=True)
+            saved = 700 * (len(family.members) - 1) / LAYERS  # the other layer has a window
+            assert backend.pool.batch_saved_tokens == (saved if kernel == "triton" else 0)
+            family.lengths = ends
+        family.core.release(family.members.pop(0).slot)
+        family.lengths.pop(0)
+
+
+def test_what_is_shared_is_read_once_from_a_graph(backend: Any) -> None:
+    """The same replayed: plans come to where the graph finds them, for batches smaller than it was captured for."""
+    rows = 6
+    family = Family(backend, 700, [5, 64, 130])
+    batch = _batch(backend, [Sequence(backend, 0)] * rows, [0] * rows, [1] * rows, decode=True)
+    batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
+    layer = backend.layers[0]
+    q, k, v = _random(rows, HEADS), _random(rows, KV_HEADS), _random(rows, KV_HEADS)
+
+    def forward() -> torch.Tensor:
+        backend.init_forward_metadata_in_graph(batch)
+        return backend.forward_decode(q.flatten(1), k.flatten(1), v.flatten(1), layer, batch)
+
+    backend.init_forward_metadata_out_graph(batch, in_capture=True)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        forward()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = forward()
+    for step in range(8):
+        if step in (3, 6):
+            family.core.release(family.members.pop().slot)
+            family.lengths.pop()
+        count = len(family.members)
+        ends = [length + 1 for length in family.lengths]
+        live = _batch(backend, family.members, family.lengths, ends, decode=True)
+        batch.req_pool_indices.fill_(7)
+        batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
+        batch.out_cache_loc.zero_()
+        for name in ("req_pool_indices", "seq_lens", "out_cache_loc"):
+            getattr(batch, name)[:count] = getattr(live, name)
+        for tensor in (q, k, v):
+            tensor.copy_(torch.randn_like(tensor))
+        for row, it in enumerate(family.members):
+            it.extend(0, k[row : row + 1].clone(), v[row : row + 1].clone())
+        backend.pool.batch_slots = family.slots()
+        backend.init_forward_metadata_out_graph(batch)
+        graph.replay()
+        _check(output[:count], family.members, q[:count], [1] * count, 0)
+        family.lengths = ends

@@ -40,6 +40,15 @@ def test_every_kept_result_is_known(path: Path) -> None:
         assert all(len(row) == len(figure.table.columns) for row in figure.table.rows)
 
 
+def test_shared_decode() -> None:
+    found, rows = figures(RESULTS / "shared.json"), kept("shared")["results"]
+    times, ratios = by_name(found["shared-time"].plot), by_name(found["shared-ratio"].plot)
+    assert times["vtensor: Hopper"].values == tuple(row["hopper_us"] for row in rows)
+    assert times["FA3, cascade"].values == tuple(row.get("fa3_cascade_us") for row in rows)
+    assert times["floor"].values == tuple(row["floor_us"] for row in rows)
+    assert ratios["vtensor: over FA3, page 1"].values == tuple(row["ratio"] for row in rows)
+
+
 def test_chat() -> None:
     found, result = figures(RESULTS / "chat.json"), kept("chat")
     for server in result["servers"]:

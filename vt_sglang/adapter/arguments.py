@@ -13,7 +13,14 @@ from vt_sglang.adapter import refusals
 from vt_sglang.adapter.event_publisher import resolve_events
 from vt_sglang.adapter.kv_dtype import refuse_kv_option
 from vt_sglang.adapter.plugin import BACKEND
-from vt_sglang.config import Kernel, VTensorConfig, parse_block_tokens, parse_kernel, parse_page_bytes
+from vt_sglang.config import (
+    Kernel,
+    VTensorConfig,
+    parse_block_tokens,
+    parse_kernel,
+    parse_page_bytes,
+    parse_shared_decode,
+)
 
 
 def wanted(server_args: Any) -> bool:
@@ -39,6 +46,12 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
             help=f"What attends in {phase} on a GPU: the project's Triton kernel, FlashAttention-3 over the same "
             "virtual tensors, or (auto) what was measured to be faster and can be had.",
         )
+    group.add_argument(
+        "--vtensor-shared-decode",
+        choices=("auto", "off"),
+        help="Whether decode on a GPU reads a prefix that requests share once for all of them, where that pays (auto), "
+        "or once for each (off). Default: off, until it is measured in a server.",
+    )
     group.add_argument(
         "--vtensor-exportable-pages",
         action="store_true",
@@ -77,6 +90,8 @@ def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Name
     for name in ("page_bytes", "prefill_kernel", "decode_kernel", "event_block_tokens"):
         if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
             given[name] = value[0]
+    if (shared := getattr(arguments, "vtensor_shared_decode", None)) is not None:
+        given["shared_decode"] = parse_shared_decode(shared)
     for name in ("exportable_pages", "check"):
         if getattr(arguments, f"vtensor_{name}", None):
             given[name] = True

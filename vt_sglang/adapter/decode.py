@@ -3,12 +3,15 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import attention_layers
+from vt_sglang.adapter.sharing import Sharing
+from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.tiles import DecodePlan
 
@@ -19,16 +22,23 @@ class TritonDecode:
     Args:
         pool: where K and V are.
         model: its attention layers tell which shapes and windows there are; each gets a plan.
+        share: read what requests share once for all of them.
     """
 
-    def __init__(self, pool: VTensorKVPool, model: torch.nn.Module) -> None:
+    def __init__(self, pool: VTensorKVPool, model: torch.nn.Module, *, share: bool) -> None:
         self._pool = pool
         self._scales = KVScales(pool, model)
         device = torch.device(pool.device)
-        self._plans: dict[tuple[int, ...], DecodePlan] = {}
-        for layer in attention_layers(model):
+        multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+        self._plans: dict[tuple[Any, ...], DecodePlan] = {}
+        self._sharing: list[tuple[Sharing, float]] = []  # and the part of all layers that it is of
+        layers = list(attention_layers(model))
+        for layer in layers:
             if _shape(layer) in self._plans:
                 continue
+            sharing = self._new_sharing(layer, device, multiprocessors) if share else None
+            if sharing is not None:
+                self._sharing.append((sharing, sum(_shape(it) == _shape(layer) for it in layers) / len(layers)))
             self._plans[_shape(layer)] = DecodePlan(
                 max_batch=pool.core.slots,
                 kv_heads=layer.tp_k_head_num,
@@ -36,10 +46,40 @@ class TritonDecode:
                 head_dim=layer.qk_head_dim,
                 v_head_dim=layer.v_head_dim,
                 itemsize=pool.store_dtype.itemsize,
-                multiprocessors=torch.cuda.get_device_properties(device).multi_processor_count,
+                multiprocessors=multiprocessors,
                 device=device,
                 window=layer.sliding_window_size,
+                shared=sharing and sharing.tasks,
             )
+
+    def _new_sharing(self, layer: RadixAttention, device: torch.device, multiprocessors: int) -> Sharing | None:
+        heads, kv_heads = layer.tp_q_head_num, layer.tp_k_head_num
+        if not Sharing.possible(heads=heads, kv_heads=kv_heads, window=layer.sliding_window_size):
+            return None
+        scaled = self._scales.of(layer) != (None, None)
+        return Sharing(
+            self._pool.core,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=layer.qk_head_dim,
+            v_head_dim=layer.v_head_dim,
+            multiprocessors=multiprocessors,
+            device=device,
+            hopper=not layer.logit_cap
+            and not scaled
+            and shared_hopper.can_read(*self._pool.slots_view(layer.layer_id)),
+        )
+
+    def share(self, slots: np.ndarray) -> float:
+        """Once a forward, on the host: plan what the batch reads together.
+
+        Args:
+            slots: [batch] int64, of the requests that are decoded.
+
+        Returns:
+            Tokens that need not be read for that, averaged over the layers.
+        """
+        return sum(sharing.update(slots) * part for sharing, part in self._sharing)
 
     def prepare(self, forward_batch: Any) -> None:
         """Once a forward, on the device alone, so that it may be captured in a CUDA graph: cut the batch's work."""
@@ -79,6 +119,6 @@ class TritonDecode:
         )
 
 
-def _shape(layer: RadixAttention) -> tuple[int, ...]:
+def _shape(layer: RadixAttention) -> tuple[Any, ...]:
     sizes = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
-    return (*sizes, layer.sliding_window_size)
+    return (*sizes, layer.sliding_window_size, layer.logit_cap)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vt_sglang.adapter.kv_pool import NO_SLOTS
 from vt_sglang.adapter.tree_cache import VTensorCache
 
 _FORWARD = "_vtensor_forward"
@@ -20,9 +21,13 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
     if cache.check_always:
         cache.core.check()
     guard = cache.kv_pool.prefill_guard_tokens if batch.forward_mode.is_extend() else cache.kv_pool.decode_guard_tokens
-    forward = cache.last_forward = cache.core.begin_forward(batch.req_pool_indices_cpu.numpy(), guard > 0)
+    slots = cache.kv_pool.batch_slots = batch.req_pool_indices_cpu.numpy()
+    cache.kv_pool.batch_saved_tokens = 0.0
+    forward = cache.last_forward = cache.core.begin_forward(slots, guard > 0)
     cache.tally.forward(batch)
     result = original(scheduler, batch, *args, **kwargs)
+    cache.kv_pool.batch_slots = NO_SLOTS
+    cache.tally.saved(cache.kv_pool.batch_saved_tokens)
     if cache.metrics is not None:
         cache.metrics.stepped()
     if cache.device.type == "cpu":

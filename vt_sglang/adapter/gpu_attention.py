@@ -13,6 +13,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter import fa3, kernels
+from vt_sglang.adapter.decode import TritonDecode
 from vt_sglang.adapter.dummy import is_dummy
 from vt_sglang.adapter.kv_pool import as_vtensor_pool
 from vt_sglang.adapter.kv_scales import KVScales
@@ -35,7 +36,9 @@ class GpuAttention(AttentionBackend):
         self._scales = KVScales(self.pool, model_runner.model)
         config = VTensorConfig.from_environment()
         self._prefill = kernels.prefill_kernel(config.prefill_kernel, self.pool, model_runner.model)
-        self._decode = kernels.decode_kernel(config.decode_kernel, self.pool, model_runner.model)
+        self._decode = kernels.decode_kernel(
+            config.decode_kernel, self.pool, model_runner.model, share=config.shared_decode
+        )
         self._dummy = False
         prefill, decode = kernels.name(self._prefill), kernels.name(self._decode)
         logger.info("Attention over virtual tensors: prefill by %s, decode by %s.", prefill, decode)
@@ -46,11 +49,14 @@ class GpuAttention(AttentionBackend):
             self.pool.decode_guard_tokens = fa3.GUARD_TOKENS
         self._finite = Kernel.FA3 in (prefill, decode)
 
-    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:  # noqa: ARG002
-        """What only the host can prepare. Nothing for decoding."""
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """What only the host can prepare."""
         self._dummy = is_dummy(forward_batch)
         if not forward_batch.forward_mode.is_decode_or_idle() and not self._dummy:
             self._prefill.prepare(forward_batch)
+        # What is captured is made up: it shares nothing.
+        if forward_batch.forward_mode.is_decode() and isinstance(self._decode, TritonDecode) and not in_capture:
+            self.pool.batch_saved_tokens = self._decode.share(self.pool.batch_slots)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
         """What kernels prepare, captured together with what uses it."""

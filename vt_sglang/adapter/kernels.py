@@ -32,10 +32,12 @@ def prefill_kernel(wanted: Kernel, pool: VTensorKVPool, model: torch.nn.Module) 
         return TritonPrefill(pool, model)
 
 
-def decode_kernel(wanted: Kernel, pool: VTensorKVPool, model: torch.nn.Module) -> TritonDecode | Fa3Decode:
-    """ValueError if FlashAttention-3 is asked for by name and cannot be had."""
+def decode_kernel(
+    wanted: Kernel, pool: VTensorKVPool, model: torch.nn.Module, *, share: bool
+) -> TritonDecode | Fa3Decode:
+    """ValueError if FlashAttention-3 is asked for by name and cannot be had. `share` is for the project's own."""
     if wanted is not Kernel.FA3:
-        return TritonDecode(pool, model)
+        return TritonDecode(pool, model, share=share)
     try:
         return Fa3Decode(pool, model)
     except Fa3UnavailableError as error:

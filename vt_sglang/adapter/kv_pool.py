@@ -3,11 +3,16 @@
 
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 from vt_sglang._core import KVCache
 from vt_sglang.layout import KVLayout
+
+
+NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 
 class VTensorKVPool(MHATokenToKVPool):
@@ -30,6 +35,9 @@ class VTensorKVPool(MHATokenToKVPool):
         self.layout = layout
         # How far behind a request's end the attention kernels read.
         self.prefill_guard_tokens = self.decode_guard_tokens = 0
+        # Of the batch that is being launched: its requests' slots, and what its decode need not read, as they share it.
+        self.batch_slots = NO_SLOTS
+        self.batch_saved_tokens = 0.0
         super().__init__(
             core.slots * core.slot_tokens - 1,  # SGLang adds the padding token
             page_size=1,

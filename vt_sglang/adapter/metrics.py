@@ -112,6 +112,7 @@ class Metrics:
         self._reused = {source: one_counter("kv_reused_bytes", reused, source=source) for source in SOURCES}
         read = "KV bytes that attention read."
         self._read = {phase: one_counter("kv_read_bytes", read, phase=phase) for phase in ("prefill", "decode")}
+        self._saved = one_counter("kv_saved_bytes", "KV bytes that decode did not read, as requests shared them.")
         self._gauges = [(one_gauge(name, text), value) for name, (text, value) in _GAUGES.items()]
         pages = "Pages of the budget by state."
         usage = cache.core.usage()
@@ -146,6 +147,7 @@ class Metrics:
             self._reused[source].to(counts[f"tokens_{source}"] * core.token_bytes)
         for phase, read in self._read.items():
             read.to(counts[f"{phase}_read_tokens"] * core.token_bytes)
+        self._saved.to(counts["decode_saved_tokens"] * core.token_bytes)
         self._evicted.to(counts["tokens_evicted"])
         for gauge, measure in self._gauges:
             gauge.set(measure(core, usage))

@@ -21,8 +21,11 @@ class Tally:
     prefill_read_tokens: int = 0
     """Tokens whose KV the attention of prefills read: for each request of each forward all its tokens so far, once,
     however many queries there are."""
-    decode_read_tokens: int = 0
-    """The same of the requests that decoded, in mixed batches too."""
+    decode_read_tokens: float = 0
+    """The same of the requests that decoded, in mixed batches too; what several share and read together, as often as it
+    was read."""
+    decode_saved_tokens: float = 0.0
+    """How many more it would have been without."""
 
     def bound(self, req: Any) -> None:
         """A request got its slot, backed with the prefix that was found for it."""
@@ -32,6 +35,11 @@ class Tally:
             self.rebound_requests += 1
             self.rebound_prompt_tokens += tokens
             self.rebound_cached_tokens += len(req.prefix_indices)
+
+    def saved(self, tokens: float) -> None:
+        """What the decode of a batch did not have to read, averaged over the layers."""
+        self.decode_saved_tokens += tokens
+        self.decode_read_tokens -= tokens
 
     def forward(self, batch: Any) -> None:
         """A batch is about to run. Its `seq_lens_cpu` count the tokens that the forward itself adds."""

@@ -46,6 +46,13 @@ def _positive(row: Field, key: str) -> float:
 
 
 DECODE = {"vtensor: Triton": "triton_us", "FA3, page 1": "fa3_page1_us", "FA3, page 64": "fa3_page64_us"}
+SHARED_SHAPES = "Shapes are requests: tokens that they share + tokens of their own."
+SHARED = {
+    "vtensor: Hopper": "hopper_us",
+    "vtensor: Triton": "triton_us",
+    "FA3, page 1": "fa3_page1_us",
+    "FA3, cascade": "fa3_cascade_us",
+}
 PREFILL = {
     "vtensor: FA3": "fa3_contiguous_us",
     "vtensor: Triton": "triton_us",
@@ -118,6 +125,35 @@ def prefill(runs: Sequence[Run]) -> Iterator[Figure]:
             "vtensor: Triton": _over("fa3_page1_us", "triton_us"),
         },
         form=".3f",
+        equal=1.0,
+    )
+
+
+def shared(runs: Sequence[Run]) -> Iterator[Figure]:
+    rows = _rows(runs)
+    yield _figure(
+        runs,
+        rows,
+        name="shared-time",
+        title="Decode attention of requests that share: time of a call (lower is better)",
+        notes=(SHARED_SHAPES, "The floor is the time of a plain read of each byte once in the same run."),
+        axis=Axis("us", log=True),
+        values={name: _us(key) for name, key in SHARED.items()},
+        limits={"floor": _us("floor_us")},
+        form=",.1f",
+    )
+    yield _figure(
+        runs,
+        rows,
+        name="shared-ratio",
+        title="Decode attention of requests that share: speed beside FlashAttention-3 (higher is better)",
+        notes=(SHARED_SHAPES, "FlashAttention-3's time divided by that of the project's kernels."),
+        axis=Axis("times the speed"),
+        values={
+            "vtensor: over FA3, page 1": _over("fa3_page1_us", "hopper_us"),
+            "over the cascade": _over("fa3_cascade_us", "hopper_us"),
+        },
+        form=".2f",
         equal=1.0,
     )
 

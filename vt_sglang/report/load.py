@@ -18,10 +18,19 @@ KINDS = {
     "serve": "bench/serve.py",
     "decode": "bench/kernels.py decode",
     "prefill": "bench/kernels.py prefill",
+    "shared": "bench/kernels.py shared",
     "tree": "bench/tree.py",
     "shared-prefix": "bench/shared_prefix.py",
 }
 """What can be shown, by what makes it, in the order in which it is shown."""
+
+_ROWS = {
+    "shared": ("floor_us", "hopper_us"),
+    "decode": ("floor_us", "shape"),
+    "prefill": ("gigaflop",),
+    "tree": ("operation",),
+}
+"""Fields by which the rows of a benchmark are told apart; the first that fits."""
 
 
 class ReportError(Exception):
@@ -83,12 +92,10 @@ def _kind(data: Field) -> str:
         return "serve"
     if results is not None and isinstance(results.value, list) and results.value:
         row = results.list()[0]
-        for kind, keys in (("decode", ("floor_us", "shape")), ("prefill", ("gigaflop",)), ("tree", ("operation",))):
+        for kind, keys in _ROWS.items():
             if all(row.has(key) for key in keys):
                 return kind
-    makers = "; ".join(
-        dict.fromkeys(maker.removesuffix(" decode").removesuffix(" prefill") for maker in KINDS.values())
-    )
+    makers = "; ".join(dict.fromkeys(maker.split(".py ")[0] + ".py" * (".py " in maker) for maker in KINDS.values()))
     raise FieldError(f"not a result of any of: {makers}")
 
 

@@ -17,6 +17,7 @@ TITLES = {
     "serve": "Serving",
     "decode": "Decode attention",
     "prefill": "Prefill attention",
+    "shared": "Decode attention of requests that share",
     "tree": "Radix tree",
     "shared-prefix": "Cached tokens, counted by all",
 }
@@ -27,6 +28,7 @@ _FIGURES: dict[str, Callable[[Sequence[Run]], Iterator[Figure]]] = {
     "serve": serve.figures,
     "decode": kernels.decode,
     "prefill": kernels.prefill,
+    "shared": kernels.shared,
     "tree": tree.figures,
     "shared-prefix": shared_prefix.figures,
 }

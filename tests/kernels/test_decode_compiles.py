@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decode's kernels are compiled for Hopper without a GPU: what the interpreter takes need not compile, nor fit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from decode_build import PTXAS
+from vt_sglang.triton_kernels import shared_hopper
+
+# Of a multiprocessor: bytes of shared memory, of which each program takes one KiB besides its own, and registers.
+SHARED, OF_A_PROGRAM, REGISTERS = 228 * 2**10, 2**10, 2**16
+
+
+@pytest.mark.skipif(not PTXAS.exists(), reason="this Triton comes without an assembler for NVIDIA GPUs")
+def test_they_fit() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).parent / "decode_build.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    for name, took in made.items():
+        assert took["shared"] + OF_A_PROGRAM <= SHARED, name
+        if name != "decode without TMA":
+            assert took["spilled"] <= 8, name
+    # Decode's program and the one for shared tasks run side by side.
+    decode, shared = made["decode"], made["shared tasks"]
+    assert decode["shared"] + shared["shared"] + 2 * OF_A_PROGRAM <= SHARED
+    threads = 2 * 4 * 32  # the producer's warp is counted as four
+    assert decode["registers"] * 4 * 32 + shared_hopper.REGISTERS * threads <= REGISTERS
+    both = made["decode with tasks"]
+    assert 2 * (both["shared"] + OF_A_PROGRAM) <= SHARED
+    assert 2 * both["registers"] * 4 * 32 <= REGISTERS
