@@ -33,10 +33,12 @@ from .prefill_merge import merge_prefill
 _HEAD_DIMS = (64, 128)
 _DTYPES = (torch.bfloat16, torch.float16)
 
-_CONSUMERS = 2
-_STAGES = 2  # tiles of K, and of V, in shared memory
-_WARPS = 4  # of a consumer: 16 rows each
-_REGISTERS, _PRODUCER_REGISTERS = 240, 24  # of a thread
+CONSUMERS = 2
+STAGES = 2
+"""Tiles of K, and of V, in shared memory."""
+
+REGISTERS, PRODUCER_REGISTERS = 240, 24
+"""Of a thread."""
 
 
 @gluon.jit
@@ -324,16 +326,16 @@ def prefill_hopper_kernel(
                 _consumer,
                 (
                     q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty,
-                    v_full, v_empty, first_turn, second_turn, records, sinks, items, q_token_stride, q_head_stride, scaling,
-                    0, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
+                    v_full, v_empty, first_turn, second_turn, records, sinks, items, q_token_stride, q_head_stride,
+                    scaling, 0, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
             (
                 _consumer,
                 (
                     q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty,
-                    v_full, v_empty, second_turn, first_turn, records, sinks, items, q_token_stride, q_head_stride, scaling,
-                    1, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
+                    v_full, v_empty, second_turn, first_turn, records, sinks, items, q_token_stride, q_head_stride,
+                    scaling, 1, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
             (
@@ -357,8 +359,8 @@ def on_hopper(device: torch.device | str) -> bool:
 
 
 def takes(*, head_dim: int, v_head_dim: int, dtype: torch.dtype, window: int = -1, logit_cap: float = 0.0) -> bool:
-    """Whether the kernel computes such layers: heads of 64 or 128 elements in half precision, all tokens seen (a negative
-    window) and no bound on the scores (0). The queries have to be of K's and V's dtype."""
+    """Whether the kernel computes such layers: heads of 64 or 128 elements in half precision, all tokens seen (a
+    negative window) and no bound on the scores (0). The queries have to be of K's and V's dtype."""
     return head_dim == v_head_dim and head_dim in _HEAD_DIMS and dtype in _DTYPES and window < 0 and logit_cap == 0
 
 
@@ -412,12 +414,12 @@ def prefill_hopper_attention(
         GROUP=plan.group,
         HEAD_DIM=plan.head_dim,
         TILE=TILE,
-        CONSUMERS=_CONSUMERS,
-        ROWS=ROWS // _CONSUMERS,
-        STAGES=_STAGES,
-        REGISTERS=_REGISTERS,
-        PRODUCER_REGISTERS=_PRODUCER_REGISTERS,
-        num_warps=_WARPS,
+        CONSUMERS=CONSUMERS,
+        ROWS=ROWS // CONSUMERS,
+        STAGES=STAGES,
+        REGISTERS=REGISTERS,
+        PRODUCER_REGISTERS=PRODUCER_REGISTERS,
+        num_warps=ROWS // CONSUMERS // 16,
     )
     if plan.merges:
         merge_prefill(plan, out, sinks)
@@ -425,7 +427,7 @@ def prefill_hopper_attention(
 
 def _query_rows(q: torch.Tensor, group: int) -> TensorDescriptor | None:
     """Queries in blocks of a consumer's rows, where these are whole tokens."""
-    rows = ROWS // _CONSUMERS
+    rows = ROWS // CONSUMERS
     if rows % group:
         return None
     block = [rows // group, group, q.shape[2]]

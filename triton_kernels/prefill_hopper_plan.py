@@ -43,8 +43,8 @@ class Dealt(NamedTuple):
     records: npt.NDArray[np.int32]
     """[records, FIELDS]: each is `kv_heads` items."""
     merges: npt.NDArray[np.int32]
-    """[merges, FIELDS]: as records, of row tiles that were divided; in place of the tile behind the last stands the number
-    of parts, and their places are one after the other from the one given."""
+    """[merges, FIELDS]: as records, of row tiles that were divided; in place of the tile behind the last stands the
+    number of parts, and their places are one after the other from the one given."""
     places: int
     """Partial results of each KV head."""
 

@@ -13,7 +13,7 @@ import triton.language as tl
 from .numerics import LOG2E
 from .prefill_hopper_plan import FIELDS, ROWS, HopperPlan
 
-_BLOCK_ROWS = 16
+BLOCK_ROWS = 16
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def prefill_merge_kernel(
 
 def merge_prefill(plan: HopperPlan, out: torch.Tensor, sinks: torch.Tensor | None) -> None:
     """Write the rows of `out` [tokens, heads, head_dim] that the plan divided."""
-    prefill_merge_kernel[(ROWS // _BLOCK_ROWS, plan.merges, plan.kv_heads)](
+    prefill_merge_kernel[(ROWS // BLOCK_ROWS, plan.merges, plan.kv_heads)](
         plan.partial,
         plan.partial_lse,
         plan.merge_records,
@@ -84,6 +84,6 @@ def merge_prefill(plan: HopperPlan, out: torch.Tensor, sinks: torch.Tensor | Non
         HEAD_DIM=plan.head_dim,
         ROWS=ROWS,
         FIELDS=FIELDS,
-        BLOCK_ROWS=_BLOCK_ROWS,
+        BLOCK_ROWS=BLOCK_ROWS,
         num_warps=4,
     )

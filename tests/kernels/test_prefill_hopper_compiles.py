@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Hopper prefill kernel is compiled without a GPU: it has to fit into registers and shared memory."""
+"""Prefill's kernels are compiled for Hopper without a GPU: Gluon is not interpreted, and has to fit."""
 
 import json
 import os
@@ -8,20 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from aot import PTXAS
-from vt_sglang.triton_kernels import prefill_hopper
-
-pytestmark = pytest.mark.skipif(not PTXAS.exists(), reason="this Triton comes without an assembler for NVIDIA GPUs")
+from decode_build import PTXAS
 
 
-@pytest.mark.parametrize("kind", ["bf16 4 128 0", "fp16 5 128 1", "bf16 8 64 0"])
-def test_it_fits(kind: str) -> None:
-    """In a process of its own: where there is no GPU, Triton interprets in this one."""
+@pytest.mark.skipif(not PTXAS.exists(), reason="this Triton comes without an assembler for NVIDIA GPUs")
+def test_they_fit() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(Path(__file__).parent / "prefill_hopper_build.py"), *kind.split()]
+    command = [sys.executable, str(Path(__file__).parent / "prefill_hopper_build.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert made["spilled"] <= 8, "more is spilled than a word or two that are made once, before the warps part"
-    assert made["shared"] <= 227 * 2**10
-    assert prefill_hopper._REGISTERS in made["registers"], "the consumers do not get the registers that were measured"
+    for name, took in json.loads(done.stdout).items():
+        assert took["shared"] <= 227 * 2**10, name
+        # A word or two that are made once, before the warps part.
+        assert took["spilled"] <= 8, name
