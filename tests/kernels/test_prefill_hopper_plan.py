@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How prefill on Hopper is dealt out, and the merge of what is divided: both without a GPU too."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
 from arena import DEVICE, assert_close
-from vt_sglang.triton_kernels.prefill_hopper_plan import ROWS, TILE, HopperPlan, _time, deal
+from vt_sglang.triton_kernels.prefill_hopper_plan import ROWS, TILE, HopperPlan, deal
 from vt_sglang.triton_kernels.prefill_merge import merge_prefill
 
 Requests = list[tuple[int, int]]  # (prefix, new)
@@ -49,7 +50,10 @@ def _check(requests: Requests, *, group: int, kv_heads: int, processors: int) ->
     """Every row meets every token that it sees once, whatever is divided; returns the number of merges."""
     records, merges, places = _dealt(requests, group=group, kv_heads=kv_heads, processors=processors)
     costs = records[:, 6] - records[:, 5]
-    assert (np.diff(costs) <= 0).all(), "not heaviest first"
+    slack = max(costs, default=0) / 8 + 1
+    assert all(cost <= before + slack for before, cost in itertools.pairwise(costs)), "not heaviest first"
+    if len(requests) == 1 and not len(merges):
+        assert (np.diff(costs) <= 0).all()
     met = {
         (index, row): np.zeros(prefix + new, int)
         for index, (prefix, new) in enumerate(requests)
@@ -118,15 +122,20 @@ def test_few_items_are_divided_and_many_are_not() -> None:
         ([(32_768, 512)], 8, 1, 0.12),
         ([(131_072, 2048)], 8, 1, 0.05),
         ([(0, 8192)], 8, 1, 0.1),
+        ([(512 + 16 * index, 1 + 2 * index) for index in range(64)], 4, 8, 0.05),
+        ([(512 + 16 * index, 1 + 2 * index) for index in range(64)], 8, 1, 0.35),  # 2.4 items each
     ],
 )
 def test_processors_are_busy(requests: Requests, group: int, kv_heads: int, idle: float) -> None:
-    """The time that is reckoned, over an even share of the steps."""
-    records, merges, places = _dealt(requests, group=group, kv_heads=kv_heads, processors=132)
-    steps = records[:, 6] - records[:, 5]
-    ones = np.ones(len(steps), int)
-    merge = 2 + 0.015 * places * kv_heads if len(merges) else 0
-    assert _time(steps, ones, kv_heads, 132) + merge <= (steps.sum() * kv_heads / 132) * (1 + idle) + 2.2 * 4
+    """The steps of the program that has the most, in the order in which they are dealt, over an even share."""
+    records, _, _ = _dealt(requests, group=group, kv_heads=kv_heads, processors=132)
+    steps = np.repeat(records[:, 6] - records[:, 5], kv_heads)
+    taken = np.zeros(132, int)
+    for turn, its in enumerate(np.array_split(steps, range(132, len(steps), 132))):
+        taken[: len(its)] += its if turn % 2 == 0 else 0
+        taken[132 - len(its) :] += its[::-1] if turn % 2 else 0
+    assert taken.sum() == steps.sum()
+    assert taken.max() <= steps.sum() / 132 * (1 + idle), taken.max() / (steps.sum() / 132) - 1
 
 
 def test_what_is_left_to_the_other_kernel() -> None:
