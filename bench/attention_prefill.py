@@ -14,10 +14,10 @@ from rich.table import Table
 from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels.prefill import PrefillConfig, PrefillPlan, prefill_attention
+from vt_sglang.triton_kernels.prefill_hopper import on_hopper, prefill_hopper_attention
+from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
 
 Run = Callable[[int], torch.Tensor]
-
-_SIDES = ("fa3_page1", "sglang_triton", "fa3_contiguous", "triton")
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,22 @@ def _triton(shape: PrefillShape, batch: Batch, config: PrefillConfig | None = No
     return run
 
 
+def _hopper(shape: PrefillShape, batch: Batch) -> Run:
+    plan = HopperPlan(
+        group=shape.heads // shape.kv_heads, kv_heads=shape.kv_heads, head_dim=HEAD_DIM, device=batch.q.device
+    )
+    plan.update([new for _, new in shape.requests], [prefix for prefix, _ in shape.requests])
+    assert plan.short_requests == 0
+    out = torch.full_like(batch.q, float("nan"))
+
+    def run(index: int) -> torch.Tensor:
+        k, v = batch.tensors.layer(index)
+        prefill_hopper_attention(batch.q, k, v, out, batch.tensors.slots, plan, scaling=HEAD_DIM**-0.5)
+        return out
+
+    return run
+
+
 def _configs() -> list[PrefillConfig]:
     return [
         PrefillConfig(rows, tile, warps, stages)
@@ -162,7 +178,7 @@ def _configs() -> list[PrefillConfig]:
 
 
 def measure(sweep: bool) -> list[dict[str, Any]]:
-    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's kernel beside."""
+    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's Triton kernel beside."""
     rows = []
     for shape in _shapes():
         batch = Batch(shape)
@@ -174,6 +190,8 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
             "fa3_contiguous": _fa3(batch, batch.tensors.layer, cache_batch_idx=batch.tensors.slots.int()),
             "triton": _triton(shape, batch),
         }
+        if on_hopper(batch.q.device):
+            sides["hopper"] = _hopper(shape, batch)
         expected = sides["fa3_page1"](0).clone()
         for name, run in sides.items():
             error = relative_error(run(0), expected)
@@ -202,19 +220,29 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal: TFLOP/s, and what is gained over FlashAttention-3 with pages of one token."""
     shown = Table(
         "prefill, TFLOP/s", "FA3 page 1", "SGLang Triton", "FA3 contiguous", "over page 1", "Triton", "over page 1",
-        "over SGLang's",
+        "Hopper", "over page 1", "over contiguous", "over SGLang's",
     )  # fmt: skip
     for row in rows:
-        # gigaflop / microseconds = petaflop/s
-        rate = {name: 1e3 * row["gigaflop"] / row[f"{name}_us"] for name in _SIDES}
+        own = "hopper" if "hopper_us" in row else "triton"
+
+        def rate(side: str, row: dict[str, Any] = row) -> str:
+            # gigaflop / microseconds = petaflop/s
+            return f"{1e3 * row['gigaflop'] / row[f'{side}_us']:.0f}" if f"{side}_us" in row else ""
+
+        def over(side: str, us: str, row: dict[str, Any] = row) -> str:
+            return f"{row[f'{side}_us'] / row[f'{us}_us']:.3f}" if f"{us}_us" in row else ""
+
         shown.add_row(
             row["shape"],
-            f"{rate['fa3_page1']:.0f}",
-            f"{rate['sglang_triton']:.0f}",
-            f"{rate['fa3_contiguous']:.0f}",
-            f"{row['fa3_page1_us'] / row['fa3_contiguous_us']:.3f}",
-            f"{rate['triton']:.0f}",
-            f"{row['fa3_page1_us'] / row['triton_us']:.3f}",
-            f"{row['sglang_triton_us'] / row['triton_us']:.2f}",
+            rate("fa3_page1"),
+            rate("sglang_triton"),
+            rate("fa3_contiguous"),
+            over("fa3_page1", "fa3_contiguous"),
+            rate("triton"),
+            over("fa3_page1", "triton"),
+            rate("hopper"),
+            over("fa3_page1", "hopper"),
+            over("fa3_contiguous", "hopper"),
+            over("sglang_triton", own),
         )
     return shown

@@ -82,22 +82,34 @@ def _decode(result: dict[str, Any]) -> str:
 
 
 def _prefill(result: dict[str, Any]) -> str:
-    sides = ("fa3_page1", "sglang_triton", "fa3_contiguous", "triton")
+    """Results from before there was a kernel for Hopper lack its columns."""
+    names = {
+        "fa3_page1": "FA3 page 1",
+        "sglang_triton": "SGLang's Triton",
+        "fa3_contiguous": "FA3 contiguous",
+        "triton": "Triton",
+        "hopper": "Hopper",
+    }
+    sides = [side for side in names if all(f"{side}_us" in row for row in result["results"])]
+    own = sides[-1]
+    ratios = [("sglang_triton", own), ("fa3_page1", own), ("fa3_page1", "fa3_contiguous")]
+    header = ["requests: prefix + new, TFLOP/s", *(names[side] for side in sides), "over SGLang's", "over FA3 page 1"]
+    header.append("FA3 contiguous over page 1")
+    if own == "hopper":
+        ratios.append(("fa3_contiguous", own))
+        header.append("over FA3 contiguous")
+    forms = [".2f", *[".3f"] * (len(ratios) - 1)]
+
+    def shown(numbers: Sequence[float]) -> list[str]:
+        return [f"{number:{form}}" for number, form in zip(numbers, forms, strict=True)]
+
+    gains = [[row[f"{over}_us"] / row[f"{us}_us"] for over, us in ratios] for row in result["results"]]
     rows = [
-        [
-            row["shape"],
-            *(f"{1e3 * row['gigaflop'] / row[f'{side}_us']:,.0f}" for side in sides),
-            f"{row['sglang_triton_us'] / row['triton_us']:.2f}",
-            f"{row['fa3_page1_us'] / row['triton_us']:.3f}",
-            f"{row['fa3_page1_us'] / row['fa3_contiguous_us']:.3f}",
-        ]
-        for row in result["results"]
+        [row["shape"], *(f"{1e3 * row['gigaflop'] / row[f'{side}_us']:,.0f}" for side in sides), *shown(gain)]
+        for row, gain in zip(result["results"], gains, strict=True)
     ]
-    ratios = (("sglang_triton", "triton"), ("fa3_page1", "triton"), ("fa3_page1", "fa3_contiguous"))
-    means = [fmean(row[f"{over}_us"] / row[f"{us}_us"] for row in result["results"]) for over, us in ratios]
-    rows.append(["mean", "", "", "", "", f"{means[0]:.2f}", f"{means[1]:.3f}", f"{means[2]:.3f}"])
-    header = ["requests: prefix + new, TFLOP/s", "FA3 page 1", "SGLang's Triton", "FA3 contiguous", "Triton"]
-    return _markdown([*header, "over SGLang's", "over FA3 page 1", "FA3 contiguous over page 1"], rows)
+    means = [fmean(column) for column in zip(*gains, strict=True)]
+    return _markdown(header, [*rows, ["mean", *[""] * len(sides), *shown(means)]])
 
 
 def _shared(result: dict[str, Any]) -> str:

@@ -24,8 +24,10 @@ def prefill_plan_kernel(
     query_starts,  # [batch + 1] int32: where each request's new tokens begin among the batch's, and the end
     tile_requests,  # [tiles] int32, written: whose rows a tile has; -1: nobody's
     tile_indices,  # [tiles] int32, written: which of his tiles it is
+    lengths,  # [batch]: tokens, the new ones included; or None
     batch,
     GROUP: tl.constexpr,
+    SHORTER_THAN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
 ):
@@ -36,6 +38,8 @@ def prefill_plan_kernel(
     starts = tl.load(query_starts + requests, mask=mask, other=0)
     stops = tl.load(query_starts + requests + 1, mask=mask, other=0)
     tiles = tl.cdiv((stops - starts) * GROUP, BLOCK_ROWS)
+    if lengths is not None:
+        tiles = tl.where(tl.load(lengths + requests, mask=mask, other=0) < SHORTER_THAN, tiles, 0)
     ends = tl.cumsum(tiles, 0)
     request = tl.sum(((ends <= tile) & mask).to(tl.int32), 0)
     end = tl.sum(tl.where(requests == request, ends, 0), 0)
@@ -252,17 +256,28 @@ class PrefillPlan:
         self.tile_requests = torch.empty(0, dtype=torch.int32, device=device)
         self.tile_indices = torch.empty(0, dtype=torch.int32, device=device)
 
-    def update(self, query_starts: torch.Tensor, tokens: int) -> None:
-        """Deal out a batch.
+    def update(
+        self,
+        query_starts: torch.Tensor,
+        tokens: int,
+        *,
+        lengths: torch.Tensor | None = None,
+        shorter_than: int = 0,
+        requests: int | None = None,
+    ) -> None:
+        """Deal out a batch, or those of its requests that are shorter than so many tokens.
 
         Args:
             query_starts: [batch + 1] int32 on the device: where each request's new tokens begin, and their end.
-            tokens: of all requests, or more.
+            tokens: new ones of all requests that are dealt out, or more.
+            lengths: [batch]: each request's tokens, prefix and new. None: all are dealt out.
+            shorter_than: only requests with fewer tokens are.
+            requests: how many these are, or more. None: all.
         """
         batch = query_starts.shape[0] - 1
         rows = self.config.rows
         # The most tiles that so many tokens can make; those which this batch does not need return at once.
-        self.tiles = tokens * self._group // rows + batch
+        self.tiles = tokens * self._group // rows + (batch if requests is None else requests)
         if self.tiles > self.tile_requests.shape[0]:
             self.tile_requests = torch.empty(2 * self.tiles, dtype=torch.int32, device=self._device)
             self.tile_indices = torch.empty_like(self.tile_requests)
@@ -270,8 +285,10 @@ class PrefillPlan:
             query_starts,
             self.tile_requests,
             self.tile_indices,
+            lengths,
             batch,
             GROUP=self._group,
+            SHORTER_THAN=shorter_than,
             BLOCK_ROWS=rows,
             BLOCK_BATCH=triton.next_power_of_2(batch),
         )

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the documents say was measured is what bench/results holds."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +61,23 @@ def test_a_changed_figure_is_found(tmp_path: Path) -> None:
     done = _check(tmp_path)
     assert done.returncode == 1
     assert "bench/tables.py" in done.stderr
+
+
+def test_prefill_with_and_without_the_kernel_for_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    tables = importlib.import_module("tables")
+    row = {"shape": "1: 0 + 8", "gigaflop": 500.0, "fa3_page1_us": 900.0, "sglang_triton_us": 3000.0}
+    row |= {"fa3_contiguous_us": 800.0, "triton_us": 1200.0}
+    header, _, line, mean = tables._prefill({"results": [row]}).splitlines()
+    assert "Hopper" not in header
+    assert line == "| 1: 0 + 8 | 556 | 167 | 625 | 417 | 2.50 | 0.750 | 1.125 |"
+    assert mean == "| mean |  |  |  |  | 2.50 | 0.750 | 1.125 |"
+    header, _, line, mean = tables._prefill({"results": [row | {"hopper_us": 1000.0}]}).splitlines()
+    assert header.split(" | ")[5:] == [
+        "Hopper", "over SGLang's", "over FA3 page 1", "FA3 contiguous over page 1", "over FA3 contiguous |",
+    ]  # fmt: skip
+    assert line == "| 1: 0 + 8 | 556 | 167 | 625 | 417 | 500 | 3.00 | 0.900 | 1.125 | 0.800 |"
+    assert mean == "| mean |  |  |  |  |  | 3.00 | 0.900 | 1.125 | 0.800 |"
 
 
 def test_results_name_their_command_and_no_path_of_a_machine() -> None:

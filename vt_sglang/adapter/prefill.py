@@ -8,8 +8,9 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.kv_scales import KVScales
-from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.triton_kernels.prefill import PrefillPlan, prefill_attention
+from vt_sglang.triton_kernels.prefill_hopper import on_hopper, prefill_hopper_attention, takes
+from vt_sglang.triton_kernels.prefill_hopper_plan import TILE, HopperPlan
 
 
 def _query_starts(forward_batch: Any) -> torch.Tensor:
@@ -21,34 +22,27 @@ def _query_starts(forward_batch: Any) -> torch.Tensor:
 
 
 class TritonPrefill:
-    """Attention of several new tokens a request, behind a prefix or none.
+    """Attention of several new tokens a request, behind a prefix or none: on Hopper GPUs by the kernel made for them,
+    as far as that goes, and by the one for all GPUs. Neither reads anything past a request's tokens.
 
     Args:
         pool: where K and V are.
-        model: its attention layers tell which shapes there are; each gets a plan.
+        model: its attention layers.
     """
 
     def __init__(self, pool: VTensorKVPool, model: torch.nn.Module) -> None:
         self._pool = pool
         self._scales = KVScales(pool, model)
-        self._plans: dict[tuple[int, ...], PrefillPlan] = {}
-        for layer in attention_layers(model):
-            if _shape(layer) not in self._plans:
-                self._plans[_shape(layer)] = PrefillPlan(
-                    group=layer.tp_q_head_num // layer.tp_k_head_num,
-                    head_dim=layer.qk_head_dim,
-                    v_head_dim=layer.v_head_dim,
-                    itemsize=pool.store_dtype.itemsize,
-                    device=pool.device,
-                )
+        self._on_hopper = on_hopper(pool.device)
+        self._plans: dict[tuple[Any, ...], PrefillPlan] = {}
+        self._hopper_plans: dict[tuple[int, ...], HopperPlan] = {}
 
     def prepare(self, forward_batch: Any) -> None:
-        """Once a forward: deal out the batch's rows."""
+        """Once a forward: what the plans are made of, which the first layer of each shape has dealt out."""
         self._slots, self._lengths = forward_batch.req_pool_indices, forward_batch.seq_lens
         self._starts = _query_starts(forward_batch)
-        tokens = sum(forward_batch.extend_seq_lens_cpu)
-        for plan in self._plans.values():
-            plan.update(self._starts, tokens)
+        self._new, self._prefixes = forward_batch.extend_seq_lens_cpu, forward_batch.extend_prefix_lens_cpu
+        self._dealt: set[tuple[Any, ...]] = set()
 
     def forward(
         self, query: torch.Tensor, output: torch.Tensor, layer: RadixAttention, sinks: torch.Tensor | None
@@ -57,10 +51,18 @@ class TritonPrefill:
 
         Args:
             query: [tokens, heads, head_dim].
-            output: [tokens, heads, v_head_dim], written.
+            output: [tokens, heads, v_head_dim], contiguous, written.
             sinks: [heads] or None.
         """
         keys, values = self._pool.slots_view(layer.layer_id)
+        if self._on_hopper and query.dtype == keys.dtype and _hopper_takes(layer, keys.dtype):
+            plan = self._hopper_plan(layer)
+            prefill_hopper_attention(query, keys, values, output, self._slots, plan, scaling=layer.scaling, sinks=sinks)
+            if plan.short_requests == 0:
+                return
+            rest = self._plan(layer, plan)
+        else:
+            rest = self._plan(layer, None)
         scales = self._scales.of(layer)
         prefill_attention(
             query,
@@ -70,7 +72,7 @@ class TritonPrefill:
             self._slots,
             self._lengths,
             self._starts,
-            self._plans[_shape(layer)],
+            rest,
             scaling=layer.scaling,
             logit_cap=layer.logit_cap,
             window=layer.sliding_window_size,
@@ -79,6 +81,52 @@ class TritonPrefill:
             v_scale=scales.v,
         )
 
+    def _hopper_plan(self, layer: RadixAttention) -> HopperPlan:
+        """For layers of this shape, dealt out for this batch."""
+        key = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim)
+        if (plan := self._hopper_plans.get(key)) is None:
+            group = layer.tp_q_head_num // layer.tp_k_head_num
+            plan = self._hopper_plans[key] = HopperPlan(
+                group=group, kv_heads=layer.tp_k_head_num, head_dim=layer.qk_head_dim, device=self._pool.device
+            )
+        if key not in self._dealt:
+            plan.update(self._new, self._prefixes)
+            self._dealt.add(key)
+        return plan
 
-def _shape(layer: RadixAttention) -> tuple[int, ...]:
-    return layer.tp_q_head_num // layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim
+    def _plan(self, layer: RadixAttention, hopper: HopperPlan | None) -> PrefillPlan:
+        """Likewise, of all requests, or of those that are too short for the other kernel."""
+        group = layer.tp_q_head_num // layer.tp_k_head_num
+        key = ("rest" if hopper else "all", group, layer.qk_head_dim, layer.v_head_dim)
+        if (plan := self._plans.get(key)) is None:
+            plan = self._plans[key] = PrefillPlan(
+                group=group,
+                head_dim=layer.qk_head_dim,
+                v_head_dim=layer.v_head_dim,
+                itemsize=self._pool.store_dtype.itemsize,
+                device=self._pool.device,
+            )
+        if key not in self._dealt:
+            if hopper is None:
+                plan.update(self._starts, sum(self._new))
+            else:
+                plan.update(
+                    self._starts,
+                    hopper.short_tokens,
+                    lengths=self._lengths,
+                    shorter_than=TILE,
+                    requests=hopper.short_requests,
+                )
+            self._dealt.add(key)
+        return plan
+
+
+def _hopper_takes(layer: RadixAttention, dtype: torch.dtype) -> bool:
+    found: bool = takes(
+        head_dim=layer.qk_head_dim,
+        v_head_dim=layer.v_head_dim,
+        dtype=dtype,
+        window=layer.sliding_window_size,
+        logit_cap=layer.logit_cap,
+    )
+    return found
