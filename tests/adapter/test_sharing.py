@@ -33,7 +33,6 @@ def _sharing(core: KVCache, heads: int = 32, kv_heads: int = 8) -> Sharing:
         core,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=64,
         v_head_dim=64,
         multiprocessors=16,
         device=torch.device("cpu"),

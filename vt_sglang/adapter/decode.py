@@ -61,7 +61,6 @@ class TritonDecode:
             self._pool.core,
             heads=heads,
             kv_heads=kv_heads,
-            head_dim=layer.qk_head_dim,
             v_head_dim=layer.v_head_dim,
             multiprocessors=multiprocessors,
             device=device,

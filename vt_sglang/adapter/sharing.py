@@ -23,7 +23,7 @@ class Sharing:
 
     Args:
         core: the cache whose tree tells what is shared.
-        heads, kv_heads, head_dim, v_head_dim: of the layers.
+        heads, kv_heads, v_head_dim: of the layers.
         multiprocessors: of the device.
         hopper: whether the layers can be read by shared_hopper.py.
     """
@@ -34,7 +34,6 @@ class Sharing:
         *,
         heads: int,
         kv_heads: int,
-        head_dim: int,
         v_head_dim: int,
         multiprocessors: int,
         device: torch.device,
