@@ -17,6 +17,7 @@
 #include "host_driver.h"
 #include "kv_cache.h"
 #include "null_driver.h"
+#include "play.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -338,6 +339,15 @@ NB_MODULE(_core, m) {
             return nb::make_tuple(recorded.node, recorded.duplicate, recorded.added);
           },
           "slot"_a, "tokens"_a, "limit"_a = nb::none())
+      .def(
+          "play",
+          [](PyCache& it, const std::optional<std::string>& key, nb::handle tokens, std::size_t total,
+             std::size_t prompt, std::size_t limit, std::size_t chunk) {
+            const Tokens ids(tokens, total);
+            const std::string name_space = name_space_key(key);
+            return unlocked([&] { return play(*it, name_space, ids.span(), {prompt, limit, chunk}); });
+          },
+          "namespace"_a.none(), "tokens"_a, "total"_a, "prompt"_a, "limit"_a, "chunk"_a)
       .def(
           "new_blocks",
           [](PyCache& it, NodeHandle node) {

@@ -235,6 +235,24 @@ class KVCache:
             far stood in the tree already, with other pages; tokens added).
         """
 
+    def play(self, namespace: str | None, tokens: Tokens, total: int, prompt: int, limit: int, chunk: int) -> int:
+        """One request through all that a server asks of its cache, for replaying traces: match, lock, bind, record
+        chunk by chunk, grow by the output, record, release, unlock.
+
+        Args:
+            total: its tokens are `tokens[:total]`: the prompt, and then the output.
+            prompt: tokens of the prompt, at least 1.
+            limit: tokens that may be found, at most those of the prompt.
+            chunk: tokens after which a prompt is recorded.
+
+        Returns:
+            Tokens found.
+
+        Raises:
+            ValueError: numbers that cannot be.
+            OutOfPages: it has more tokens than the cache holds.
+        """
+
     def new_blocks(self, node: int) -> tuple[int, bytes | None]:
         """What the blocks of a leaf that `record` added tokens in follow on. The core keeps them for whoever is told in
         whole blocks what the tree holds; a block is `block_tokens` tokens, at a multiple of that many, of a path.

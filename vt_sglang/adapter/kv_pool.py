@@ -11,7 +11,6 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from vt_sglang._core import KVCache
 from vt_sglang.layout import KVLayout
 
-
 NO_SLOTS: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from vt_sglang._core import KVCache
 from vt_sglang.layout import Geometry
 from vt_sglang.replay.work import Work
@@ -69,38 +67,18 @@ def play(core: KVCache, works: Sequence[Work], shape: Shape, on_progress: Progre
     matched_units: list[int] = []
     refused = 0
     seconds = 0.0
-    slots, counts = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    match, lock, unlock, bind = core.match, core.lock, core.unlock, core.bind
-    record, grow, release = core.record, core.grow, core.release
     chunk = shape.chunk
     for number, work in enumerate(works, start=1):
         if number % PROGRESS_REQUESTS == 0:
             on_progress(PROGRESS_REQUESTS)
-        units, prompt, namespace = work.units, work.prompt, work.namespace
+        prompt = work.prompt
         if prompt > room:
             refused += 1
             matched_units.append(0)
             continue
-        total = min(len(units), room)  # an output for which there is no room ends early
+        total = min(len(work.units), room)  # an output for which there is no room ends early
         began = perf_counter()
-        node, matched = match(namespace, units, work.limit, total)
-        lock(node)
-        end = min(matched + chunk, prompt)
-        slot = bind(namespace, node, end)[0]
-        slots[0] = slot
-        while True:
-            recorded, duplicate, _ = record(slot, units, end)
-            if end == total:
-                break
-            if not duplicate:
-                lock(recorded)
-                unlock(node)
-                node = recorded
-            end = min(end + chunk, prompt) if end < prompt else total
-            counts[0] = end
-            grow(slots, counts)
-        release(slot)
-        unlock(node)
+        matched = core.play(work.namespace, work.units, total, prompt, work.limit, chunk)
         seconds += perf_counter() - began
         matched_units.append(matched)
     on_progress(len(works) % PROGRESS_REQUESTS)
