@@ -163,7 +163,7 @@ def _hopper(shape: PrefillShape, batch: Batch) -> Run:
 
     def run(index: int) -> torch.Tensor:
         k, v = batch.tensors.layer(index)
-        prefill_hopper_attention(batch.q, k, v, out, batch.tensors.slots, plan, scaling=HEAD_DIM**-0.5)
+        prefill_hopper_attention(batch.q, k, v, out, batch.tensors.slots, batch.lengths, plan, scaling=HEAD_DIM**-0.5)
         return out
 
     return run

@@ -66,7 +66,7 @@ def _record(records, round_, FIELDS: gl.constexpr, KV_HEADS: gl.constexpr):
 @gluon.jit
 def _producer(
     q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty, records, slots,
-    items, slot_tokens,
+    lengths, items, slot_tokens,
     FIELDS: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr,
     CONSUMERS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -75,13 +75,13 @@ def _producer(
     v_step = 0
     for round_ in range(_rounds(items)):
         kv_head, at = _record(records, round_, FIELDS, KV_HEADS)
-        slot = gl.load(slots + gl.load(at + 3)).to(gl.int32)
-        row = slot * slot_tokens
-        last_row = row + gl.load(at + 2) - TILE
+        request = gl.load(at + 2)
+        row = gl.load(slots + request).to(gl.int32) * slot_tokens
+        last_row = row + gl.maximum(gl.load(lengths + request).to(gl.int32) - TILE, 0)
         column = kv_head * HEAD_DIM
-        token = gl.load(at) + gl.load(at + 4) // GROUP
-        begin = gl.load(at + 5)
-        tiles = gl.load(at + 6) - begin
+        token = gl.load(at) + gl.load(at + 3) // GROUP
+        begin = gl.load(at + 4)
+        tiles = gl.load(at + 5) - begin
         row += begin * TILE
         for back in range(tiles + 1):
             # V comes a tile later: the scores are first.
@@ -138,7 +138,7 @@ def _store_part(partial, partial_lse, row, sums, lse, HEAD_DIM: gl.constexpr, RO
 @gluon.jit
 def _consumer(
     q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-    my_turn, other_turn, records, sinks, items, q_token_stride, q_head_stride, scaling,
+    my_turn, other_turn, records, lengths, sinks, items, q_token_stride, q_head_stride, scaling,
     CONSUMER: gl.constexpr,
     FIELDS: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr,
     CONSUMERS: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr,
@@ -163,11 +163,11 @@ def _consumer(
         # The producer has read it before: it is in the L1 cache.
         kv_head, record = _record(records, round_, FIELDS, KV_HEADS)
         new = gl.load(record + 1)
-        length = gl.load(record + 2)
-        first_row = gl.load(record + 4)
-        begin = gl.load(record + 5)
-        end = gl.load(record + 6)
-        place = gl.load(record + 7)
+        length = gl.load(lengths + gl.load(record + 2)).to(gl.int32)
+        first_row = gl.load(record + 3)
+        begin = gl.load(record + 4)
+        end = gl.load(record + 5)
+        place = gl.load(record + 6)
         # Tiles before it are seen whole by all rows of the item.
         whole = (length - new + first_row // GROUP + 1) // TILE
         first_row += CONSUMER * ROWS
@@ -195,7 +195,7 @@ def _consumer(
         s = warpgroup_mma_wait(0, [s])
         mbarrier.arrive(k_empty.index(step % STAGES))
         from_token = (end - 1) * TILE
-        columns = gl.minimum(from_token, length - TILE) + gl.arange(0, TILE, S_COLUMNS)
+        columns = gl.minimum(from_token, gl.maximum(length - TILE, 0)) + gl.arange(0, TILE, S_COLUMNS)
         visible = (columns.expand_dims(0) <= positions.expand_dims(1)) & (columns >= from_token).expand_dims(0)
         s = gl.where(visible, s, float("-inf"))
         # A row may see nothing of this tile: then its maximum is a number all the same.
@@ -275,6 +275,7 @@ def prefill_hopper_kernel(
     partial_lse,  # [places * KV_HEADS, CONSUMERS * ROWS] float32, written
     records,  # [records, FIELDS] int32
     slots,  # [batch]
+    lengths,  # [batch]: tokens, the new ones included
     sinks,  # [heads] or None
     items,
     slot_tokens,
@@ -326,23 +327,23 @@ def prefill_hopper_kernel(
                 _consumer,
                 (
                     q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty,
-                    v_full, v_empty, first_turn, second_turn, records, sinks, items, q_token_stride, q_head_stride,
-                    scaling, 0, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
+                    v_full, v_empty, first_turn, second_turn, records, lengths, sinks, items, q_token_stride,
+                    q_head_stride, scaling, 0, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
             (
                 _consumer,
                 (
                     q_rows, q, out, partial, partial_lse, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty,
-                    v_full, v_empty, second_turn, first_turn, records, sinks, items, q_token_stride, q_head_stride,
-                    scaling, 1, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
+                    v_full, v_empty, second_turn, first_turn, records, lengths, sinks, items, q_token_stride,
+                    q_head_stride, scaling, 1, FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
             (
                 _producer,
                 (
                     q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, q_full, q_empty, k_full, k_empty, v_full, v_empty,
-                    records, slots, items, slot_tokens,
+                    records, slots, lengths, items, slot_tokens,
                     FIELDS, KV_HEADS, GROUP, HEAD_DIM, TILE, CONSUMERS, ROWS, STAGES,
                 ),
             ),
@@ -370,6 +371,7 @@ def prefill_hopper_attention(
     v: torch.Tensor,
     out: torch.Tensor,
     slots: torch.Tensor,
+    lengths: torch.Tensor,
     plan: HopperPlan,
     *,
     scaling: float,
@@ -387,6 +389,7 @@ def prefill_hopper_attention(
         v: likewise.
         out: [tokens, heads, head_dim] of q's dtype, contiguous, written.
         slots: [batch] int32 or int64.
+        lengths: [batch] int32 or int64, each request's tokens, prefix and new.
         plan: made from this batch.
         scaling: factor of q . k.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
@@ -403,6 +406,7 @@ def prefill_hopper_attention(
         plan.partial_lse,
         plan.records,
         slots,
+        lengths,
         sinks,
         plan.items,
         k.shape[1],

@@ -6,7 +6,9 @@ tile and a KV head are an item; a program a multiprocessor takes items by turns,
 heaviest first, so that all have about the same to do. Where items are too few for that, the tokens of each are divided
 over several (split-KV), whose partial results a second kernel merges (prefill_merge.py).
 
-All is decided on the host, which knows a prefill's lengths; nothing waits for the device.
+All is decided on the host, which knows a prefill's lengths; nothing waits for the device. (In a batch that mixes
+prefill with decode, SGLang's host may take a request for a token longer than it is: the kernel goes by the device's
+lengths, and a tile too many is masked.)
 """
 
 from collections.abc import Sequence
@@ -23,8 +25,9 @@ TILE = 128
 """Tokens a step. A request with fewer is not dealt out."""
 
 FIELDS = 8
-"""Numbers of a record: the request's first new token in q, its new tokens, its length, its place in the batch; first
-row of the tile; first tile of tokens and the one behind the last; place of the partial result, -1: it is the whole."""
+"""Numbers of a record: the request's first new token in q, its new tokens, its place in the batch; first row of the
+tile; first tile of tokens and the one behind the last; place of the partial result, -1: it is the whole; one is left
+free."""
 
 _LEAST_PART = 4
 """Tiles of tokens of a part, at least: rows of one item see all but its last two whole, so each sees something of each
@@ -85,8 +88,8 @@ def deal(new: Sequence[int], prefixes: Sequence[int], *, group: int, kv_heads: i
 
     def records(whose: _Numbers, begin: _Numbers | int, end: _Numbers, place: _Numbers) -> npt.NDArray[np.int32]:
         its = request[whose]
-        words = np.empty((len(whose), FIELDS), np.int32)
-        fields = (starts[its], news[its], lengths[its], its, first_row[whose], begin, end, place)
+        words = np.zeros((len(whose), FIELDS), np.int32)
+        fields = (starts[its], news[its], its, first_row[whose], begin, end, place)
         for index, field in enumerate(fields):
             words[:, index] = field
         return words

@@ -38,9 +38,9 @@ def prefill_merge_kernel(
     at = merges + merge * FIELDS
     start = tl.load(at)
     new = tl.load(at + 1)
-    first_row = tl.load(at + 4)
-    parts = tl.load(at + 6)
-    place = tl.load(at + 7)
+    first_row = tl.load(at + 3)
+    parts = tl.load(at + 5)
+    place = tl.load(at + 6)
     own = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     rows = first_row + own
     tokens = rows // GROUP

@@ -29,9 +29,11 @@ def check(
     dtype: torch.dtype = torch.bfloat16,
     processors: int | None = None,
     sinks: bool = False,
+    thought_longer: int = 0,
     scale_of_q: float = 2.0,
 ) -> int:
-    """Compare each request of (prefix, new) tokens; returns how many row tiles were divided."""
+    """Compare each request of (prefix, new) tokens; returns how many row tiles were divided. The plan takes each for
+    `thought_longer` tokens longer than it is."""
     generator = torch.Generator().manual_seed(len(requests) + head_dim + group)
     lengths = [prefix + new for prefix, new in requests]
     new = [new for _, new in requests]
@@ -52,30 +54,18 @@ def check(
     on_device = None if sink is None else sink.to(DEVICE)
     slots = arena.slots.to(DEVICE)
     plan = HopperPlan(group=group, kv_heads=kv_heads, head_dim=head_dim, device=DEVICE, processors=processors)
-    plan.update(new, [prefix for prefix, _ in requests])
+    plan.update(new, [prefix + thought_longer for prefix, _ in requests])
     plan.partial.fill_(float("nan"))
     plan.partial_lse.fill_(float("nan"))
     query = torch.empty_strided(q.shape, q.stride(), dtype=dtype, device=DEVICE).copy_(q)
-    prefill_hopper_attention(query, arena.k, arena.v, out, slots, plan, scaling=head_dim**-0.5, sinks=on_device)
+    device_lengths = torch.tensor(lengths, device=DEVICE)
+    options = {"scaling": head_dim**-0.5, "sinks": on_device}
+    prefill_hopper_attention(query, arena.k, arena.v, out, slots, device_lengths, plan, **options)
     if plan.short_requests:
         starts = torch.tensor([0, *new], device=DEVICE).cumsum(0).int()
-        on_device_lengths = torch.tensor(lengths, device=DEVICE)
-        short = PrefillPlan(group=group, head_dim=head_dim, v_head_dim=head_dim, itemsize=2, device=DEVICE)
-        short.update(
-            starts, plan.short_tokens, lengths=on_device_lengths, shorter_than=TILE, requests=plan.short_requests
-        )
-        prefill_attention(
-            query,
-            arena.k,
-            arena.v,
-            out,
-            slots,
-            on_device_lengths,
-            starts,
-            short,
-            scaling=head_dim**-0.5,
-            sinks=on_device,
-        )
+        rest = PrefillPlan(group=group, head_dim=head_dim, v_head_dim=head_dim, itemsize=2, device=DEVICE)
+        rest.update(starts, plan.short_tokens, lengths=device_lengths, shorter_than=TILE, requests=plan.short_requests)
+        prefill_attention(query, arena.k, arena.v, out, slots, device_lengths, starts, rest, **options)
     torch.cuda.synchronize()
     first = 0
     for row, length in enumerate(lengths):
@@ -139,3 +129,8 @@ def test_nothing_new() -> None:
 def test_large_scores() -> None:
     """The softmax of scores beyond the reach of float32's exponential."""
     check(RAGGED, scale_of_q=60.0)
+
+
+def test_lengths_are_the_device_s() -> None:
+    check([(200, 1), (255, 1), (383, 1), (256, 1), (2047, 1), (3000, 128)], thought_longer=1)
+    check([(2047, 1)], kv_heads=1, thought_longer=1)

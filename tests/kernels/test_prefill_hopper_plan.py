@@ -23,10 +23,10 @@ def _dealt(requests: Requests, **sizes: int) -> tuple[np.ndarray, np.ndarray, in
     return deal([new for _, new in requests], [prefix for prefix, _ in requests], **sizes)
 
 
-def _rows_seen(record: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+def _rows_seen(record: np.ndarray, length: int, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Of an item, the positions of its rows, and a table [rows, tokens] of how often each row meets each token: as the
     kernel masks and moves its tiles."""
-    _, new, length, _, first_row, begin, end, _ = map(int, record)
+    _, new, _, first_row, begin, end, *_ = map(int, record)
     rows = np.arange(first_row, min(first_row + ROWS, new * group))
     positions = length - new + rows // group
     whole = (length - new + first_row // group + 1) // TILE
@@ -49,7 +49,7 @@ def _rows_seen(record: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
 def _check(requests: Requests, *, group: int, kv_heads: int, processors: int) -> int:
     """Every row meets every token that it sees once, whatever is divided; returns the number of merges."""
     records, merges, places = _dealt(requests, group=group, kv_heads=kv_heads, processors=processors)
-    costs = records[:, 6] - records[:, 5]
+    costs = records[:, 5] - records[:, 4]
     slack = max(costs, default=0) / 8 + 1
     assert all(cost <= before + slack for before, cost in itertools.pairwise(costs)), "not heaviest first"
     if len(requests) == 1 and not len(merges):
@@ -63,11 +63,11 @@ def _check(requests: Requests, *, group: int, kv_heads: int, processors: int) ->
     starts = np.cumsum([0] + [new for _, new in requests])
     by_place = {}
     for record in records:
-        index, first_row, place = int(record[3]), int(record[4]), int(record[7])
+        index, first_row, place = int(record[2]), int(record[3]), int(record[6])
         prefix, new = requests[index]
-        assert (record[:3] == (starts[index], new, prefix + new)).all()
+        assert (record[:2] == (starts[index], new)).all()
         assert first_row % ROWS == 0
-        _, seen = _rows_seen(record, group)
+        _, seen = _rows_seen(record, prefix + new, group)
         assert (seen.sum(1) > 0).all(), "a row sees nothing of an item: it would divide by 0"
         for row, counts in enumerate(seen):
             met[index, first_row + row] += counts
@@ -80,9 +80,9 @@ def _check(requests: Requests, *, group: int, kv_heads: int, processors: int) ->
     assert sorted(by_place) == list(range(places))
     told = []
     for merge in merges:
-        for part in range(merge[6]):
-            told.append(merge[7] + part)
-            assert (by_place[told[-1]][:5] == merge[:5]).all()
+        for part in range(merge[5]):
+            told.append(merge[6] + part)
+            assert (by_place[told[-1]][:4] == merge[:4]).all()
     assert sorted(told) == list(range(places)), "what is divided is not merged once"
     return len(merges)
 
@@ -129,7 +129,7 @@ def test_few_items_are_divided_and_many_are_not() -> None:
 def test_processors_are_busy(requests: Requests, group: int, kv_heads: int, idle: float) -> None:
     """The steps of the program that has the most, in the order in which they are dealt, over an even share."""
     records, _, _ = _dealt(requests, group=group, kv_heads=kv_heads, processors=132)
-    steps = np.repeat(records[:, 6] - records[:, 5], kv_heads)
+    steps = np.repeat(records[:, 5] - records[:, 4], kv_heads)
     taken = np.zeros(132, int)
     for turn, its in enumerate(np.array_split(steps, range(132, len(steps), 132))):
         taken[: len(its)] += its if turn % 2 == 0 else 0
@@ -142,7 +142,7 @@ def test_what_is_left_to_the_other_kernel() -> None:
     plan = HopperPlan(group=4, kv_heads=2, head_dim=64, device=DEVICE, processors=10)
     plan.update([5, 3, 0, 200, 1], [100, 126, 4, 0, 126])
     assert (plan.short_requests, plan.short_tokens) == (2, 6)
-    assert {int(request) for request in plan.records[:, 3]} == {1, 3}
+    assert {int(request) for request in plan.records[:, 2]} == {1, 3}
     plan.update([5], [0])
     assert plan.items == plan.merges == 0
     plan.update([0, 0], [500, 0])
@@ -166,7 +166,7 @@ def test_merge(group: int, with_sinks: bool) -> None:
     expected = out.double().cpu()
     merge_prefill(plan, out, None if sinks is None else sinks.to(DEVICE))
     partial, lse = plan.partial.double().cpu(), plan.partial_lse.double().cpu()
-    for start, new, _, _, first_row, _, parts, place in plan.merge_records.tolist():
+    for start, new, _, first_row, _, parts, place, _ in plan.merge_records.tolist():
         for kv_head in range(kv_heads):
             at = [(place + part) * kv_heads + kv_head for part in range(parts)]
             for row in range(first_row, min(first_row + ROWS, new * group)):

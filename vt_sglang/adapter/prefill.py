@@ -62,7 +62,9 @@ class TritonPrefill:
         keys, values = self._pool.slots_view(layer.layer_id)
         if self._on_hopper and query.dtype == keys.dtype and _hopper_takes(layer, keys.dtype):
             plan = self._hopper_plan(layer)
-            prefill_hopper_attention(query, keys, values, output, self._slots, plan, scaling=layer.scaling, sinks=sinks)
+            prefill_hopper_attention(
+                query, keys, values, output, self._slots, self._lengths, plan, scaling=layer.scaling, sinks=sinks
+            )
             if plan.short_requests == 0:
                 return
             rest = self._plan(layer, plan)
