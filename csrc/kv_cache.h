@@ -19,10 +19,10 @@
 #include <vector>
 
 #include "arena.h"
-#include "share_plan.h"
 #include "driver.h"
 #include "page_pool.h"
 #include "radix_tree.h"
+#include "share_plan.h"
 #include "timed_driver.h"
 
 namespace vt {
