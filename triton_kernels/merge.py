@@ -49,13 +49,13 @@ def merge_kernel(
         top = tl.load(sinks + head, mask=row < GROUP, other=0.0).to(tl.float32) * LOG2E
         denominator += 1.0
     total = tl.max(ends, 0)
+    if PDL:
+        gdc_wait()  # for the decode kernel's results; by all, so that who waits for this kernel waits for that one too
     to = out + request.to(tl.int64) * out_batch_stride + head[:, None] * out_head_stride + v_dims[None, :]
     if total < 0:  # padding: nobody else writes it
         tl.store(to, tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32).to(out.dtype.element_ty), mask=mask)
     if total <= 0:
         return
-    if PDL:
-        gdc_wait()  # for the decode kernel's results
     sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
     for block in range(0, total, BLOCK_PARTS):
         part = block + tl.arange(0, BLOCK_PARTS)
