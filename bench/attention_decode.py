@@ -13,7 +13,7 @@ from rich.table import Table
 from sgl_kernel.flash_attn import get_scheduler_metadata
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
+from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan
 
 
 @dataclass(frozen=True)

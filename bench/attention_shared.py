@@ -21,7 +21,7 @@ from sgl_kernel.flash_attn import get_scheduler_metadata
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import SHARED_READ, DecodePlan, SharedTasks
+from vt_sglang.triton_kernels.decode_plan import SHARED_READ, SHARED_ROWS, DecodePlan, SharedTasks, shared_tile
 
 from vt_sglang._core import KVCache, SharePlan
 
@@ -209,7 +209,8 @@ def _own(
     shared = None
     if sharing is not None:
         hopper = sharing == "hopper"
-        members, tile = shared_hopper.ROWS // _GROUP, shared_hopper.TILE
+        members = SHARED_ROWS // _GROUP
+        tile = shared_hopper.TILE if hopper else shared_tile(HEAD_DIM, HEAD_DIM, 2, "cuda")
         workers = multiprocessors // KV_HEADS
         cache, slots = _tree(shape)
         plan = SharePlan(

@@ -458,7 +458,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("positions_at", [](const PyPlan& it) { return it->layout().positions; })
       .def_prop_ro("own_starts_at", [](const PyPlan& it) { return it->layout().own_starts; })
       .def_prop_ro("row_tasks_at", [](const PyPlan& it) { return it->layout().row_tasks; })
-      .def_prop_ro("first_tasks_at", [](const PyPlan& it) { return it->layout().first_tasks; })
+      .def_prop_ro("runs_at", [](const PyPlan& it) { return it->layout().runs; })
       .def_prop_ro("max_tasks", [](const PyPlan& it) { return it->max_tasks(); })
       .def_prop_ro("max_places", [](const PyPlan& it) { return it->limits().max_places; });
 }

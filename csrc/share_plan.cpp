@@ -2,6 +2,7 @@
 #include "share_plan.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -57,8 +58,8 @@ SharePlan::SharePlan(const Limits& limits, std::size_t slot_tokens) : limits_(li
   layout_.positions = layout_.order + limits_.max_batch;
   layout_.own_starts = layout_.positions + limits_.max_batch;
   layout_.row_tasks = layout_.own_starts + limits_.max_batch;
-  layout_.first_tasks = layout_.row_tasks + limits_.max_batch * limits_.max_levels;
-  layout_.size = layout_.first_tasks + limits_.max_workers;
+  layout_.runs = layout_.row_tasks + limits_.max_batch * limits_.max_levels;
+  layout_.size = layout_.runs + limits_.max_workers * Layout::kRunFields;
 }
 
 void SharePlan::check(std::size_t batch, std::size_t tile, std::size_t workers, std::size_t buffer) const {
@@ -248,15 +249,24 @@ void SharePlan::write(std::span<const Member> members, std::span<std::int32_t> b
     positions[row] = as_int(position++);
   }
 
-  std::int32_t* first_tasks = buffer.data() + layout_.first_tasks;
+  std::int32_t* run = buffer.data() + layout_.runs;
+  const auto task_of = [&](std::size_t task, std::size_t tile) {
+    while (tasks_[task].tile_end <= tile) ++task;
+    return task;
+  };
   std::size_t task = 0;
-  for (std::size_t worker = 0; worker < limits_.max_workers; ++worker) {
-    if (worker < workers_used_) {
-      while (tasks_[task].tile_end <= run_start(worker, facts_.tiles, workers_used_)) ++task;
-    } else {
-      task = tasks_.size();
+  for (std::size_t worker = 0; worker < limits_.max_workers; ++worker, run += Layout::kRunFields) {
+    if (worker >= workers_used_) {
+      std::copy_n(std::array{0, -1, 0, 0}.begin(), Layout::kRunFields, run);
+      continue;
     }
-    first_tasks[worker] = as_int(task);
+    const std::size_t start = run_start(worker, facts_.tiles, workers_used_);
+    const std::size_t end = run_start(worker + 1, facts_.tiles, workers_used_);
+    task = task_of(task, start);
+    run[0] = as_int(task);
+    run[1] = as_int(task_of(task, end - 1));
+    run[2] = as_int(start);
+    run[3] = as_int(end);
   }
 }
 

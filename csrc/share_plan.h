@@ -37,8 +37,8 @@ class SharePlan {
 
   // The buffer, in 32-bit integers. Fields of a task: slot, start, end, first, count, first_place, tile_end, spans.
   struct Layout {
-    static constexpr std::size_t kHeader = 8, kTaskFields = 8;
-    std::size_t tasks, order, positions, own_starts, row_tasks, first_tasks, size;
+    static constexpr std::size_t kHeader = 8, kTaskFields = 8, kRunFields = 4;
+    std::size_t tasks, order, positions, own_starts, row_tasks, runs, size;
   };
   enum Header { kTasks, kTiles, kWorkers, kPlaces, kBatch, kLevels, kTile };
 

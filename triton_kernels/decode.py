@@ -11,9 +11,9 @@ The tokens are cut into tiles, and the tiles dealt to workers in equal runs (til
 one loop, across the borders of requests, so that the next tiles are always on their way from memory. Where its run
 holds all that a request reads, it writes the output; else a partial result, which merge.py combines.
 
-Stretches of tokens that several requests share come first, in a loop of their own: a tile is read once for all of their
-query heads (docs/design.md, "Tree-aware decode"). What a request does not share it reads by itself, as if it shared
-nothing.
+Stretches of tokens that several requests share are read by programs of their own, beside the others: a tile once for
+all of their query heads (docs/design.md, "Tree-aware decode"); on Hopper by another kernel, shared_hopper.py. What a
+request does not share it reads by itself, as if it shared nothing.
 
 Tiles are read through the tensor memory accelerator (TMA), by descriptors of the whole arena; by plain loads where TMA
 cannot. What follows a request need not be memory at all, so its last tile is moved back to end where the request ends,
@@ -23,112 +23,15 @@ and what the tile before had is masked. Requests shorter than a tile are read by
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .merge import merge_kernel
+from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
+from .decode_tiles import attend, begin_work, load_tile
+from .merge import merge_parts
 from .numerics import LOG2E, fetch_ahead
 from .shared_hopper import shared_hopper_attention
-from .softmax import attend
-from .tiles import RUN_FIELDS, TASK_FIELDS, DecodePlan, first_visible, worker_of, workers_used
-
-# Elements of partial results that a program of the merge reads at a time.
-_MERGED = 8192
-_MANY_PARTS = 32
-
-
-@triton.jit
-def _tile(
-    k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
-    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, TILE: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_V_DIM: tl.constexpr,
-):  # fmt: skip
-    """K [head_dim, tile] and V [tile, v_head_dim] of tokens [position, position + TILE), all of which are memory."""
-    if k_rows is not None:
-        at = row + position
-        return k_rows.load([at, kv_head * HEAD_DIM]).T, v_rows.load([at, kv_head * V_HEAD_DIM])
-    else:
-        tokens = position.to(tl.int64) + tl.arange(0, TILE)
-        dims = tl.arange(0, BLOCK_DIM)
-        v_dims = tl.arange(0, BLOCK_V_DIM)
-        keys = tl.load(k_base + tokens[None, :] * k_token_stride + dims[:, None], dims[:, None] < HEAD_DIM, 0.0)
-        values = tl.load(v_base + tokens[:, None] * v_token_stride + v_dims[None, :], v_dims[None, :] < V_HEAD_DIM, 0.0)
-        return keys, values
-
-
-@triton.jit
-def _begin():
-    """What a step's plan says may be read while the kernel before still runs; queries and tokens only when it is done.
-    The kernels after it may then begin beside this one."""
-    gdc_wait()
-    gdc_launch_dependents()
-
-
-@triton.jit
-def _attend_shared(
-    q, k, v, k_rows, v_rows, tasks, order, task_runs, partial, partial_lse, own_places, total, worker, workers,
-    kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
-    v_slot_stride, v_token_stride, v_head_stride, scale, v_factor,
-    TASK_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
-    LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_V_DIM: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
-):  # fmt: skip
-    """The worker's run of the tasks' tiles: a row is a query head of one of the requests that share the task."""
-    run = task_runs + worker * 4
-    tile = tl.load(run + 2)
-    end = tl.load(run + 3)
-    if AHEAD:
-        _begin()
-    rows = tl.arange(0, BLOCK_ROWS)
-    dims = tl.arange(0, BLOCK_DIM)
-    v_dims = tl.arange(0, BLOCK_V_DIM)
-    tokens = tl.arange(0, TILE)
-    heads = kv_head * GROUP + rows % GROUP
-    for task in range(tl.load(run), tl.load(run + 1) + 1):
-        at = tasks + task * TASK_FIELDS
-        slot = tl.load(at)
-        task_start = tl.load(at + 1)
-        task_stop = tl.load(at + 2)
-        count = tl.load(at + 4)
-        first_place = tl.load(at + 5)
-        task_end = tl.load(at + 6)
-        task_begin = task_end - tl.cdiv(task_stop - task_start, TILE)
-        members = rows // GROUP
-        row_mask = members < count
-        requests = tl.load(order + tl.load(at + 3) + members, mask=row_mask, other=0)
-        query = tl.load(
-            q + requests.to(tl.int64)[:, None] * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
-            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
-            other=0.0,
-        )
-        k_base = k + slot.to(tl.int64) * k_slot_stride + kv_head * k_head_stride
-        v_base = v + slot.to(tl.int64) * v_slot_stride + kv_head * v_head_stride
-        row = slot * slot_tokens
-        first = tl.maximum(tile, task_begin)
-        last = tl.minimum(end, task_end)
-        top = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
-        denominator = tl.zeros([BLOCK_ROWS], tl.float32)
-        sums = tl.zeros([BLOCK_ROWS, BLOCK_V_DIM], tl.float32)
-        tl.assume(first < last)
-        for index in tl.range(first, last, num_stages=STAGES):
-            start = task_start + (index - task_begin) * TILE
-            position = tl.minimum(start, task_stop - TILE)
-            keys, values = _tile(
-                k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
-                HEAD_DIM, V_HEAD_DIM, TILE, BLOCK_DIM, BLOCK_V_DIM,
-            )  # fmt: skip
-            top, denominator, sums = attend(
-                query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
-            )
-        span = worker - worker_of(task_begin, total, workers_used(total, workers))
-        place = own_places + first_place + span * count + members
-        place = place.to(tl.int64) * (kv_heads * GROUP) + heads
-        tl.store(partial_lse + place, top + tl.log2(denominator), mask=row_mask)
-        tl.store(
-            partial + place[:, None] * V_HEAD_DIM + v_dims[None, :],
-            sums * (v_factor / denominator)[:, None],
-            mask=row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM),
-        )
+from .shared_tasks import attend_shared
+from .tiles import first_visible
 
 
 @triton.jit
@@ -168,7 +71,7 @@ def _attend_own(
     if AHEAD:
         fetch_ahead(requests + first_rank * RUN_FIELDS)
         fetch_ahead(rank_ends + first_rank)
-        _begin()
+        begin_work()
     query_mask = row_mask[:, None] & (dims[None, :] < HEAD_DIM)
     query_at = q + heads[:, None] * q_head_stride + dims[None, :]
     store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
@@ -195,7 +98,7 @@ def _attend_own(
         for index in range(first, last):
             start = own_start + (index - begin) * TILE
             position = tl.minimum(start, length - TILE)
-            keys, values = _tile(
+            keys, values = load_tile(
                 k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
                 HEAD_DIM, V_HEAD_DIM, TILE, BLOCK_DIM, BLOCK_V_DIM,
             )  # fmt: skip
@@ -356,7 +259,7 @@ def decode_kernel(
             GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, WINDOW, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
         )  # fmt: skip
     elif tasks is not None:
-        _attend_shared(
+        attend_shared(
             q, k, v, k_rows, v_rows, tasks, order, task_runs, partial, partial_lse, own_places, tl.load(header + 1),
             worker - own_workers, tl.num_programs(1) - own_workers, kv_head, kv_heads, slot_tokens, q_batch_stride,
             q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride, v_head_stride,
@@ -399,7 +302,7 @@ def decode_attention(
         sinks: [heads]: a score a head that takes part in the softmax without a value.
         k_scale, v_scale: [1] float32: what stored keys and values are to be multiplied by.
     """
-    batch, heads, head_dim = q.shape
+    heads, head_dim = q.shape[1:]
     kv_heads, v_head_dim = v.shape[2:]
     group = heads // kv_heads
     config, shared = plan.config, plan.shared
@@ -407,7 +310,7 @@ def decode_attention(
     if k_rows is None or v_rows is None:
         k_rows = v_rows = None
     # A kernel is set up while the one before it still runs (programmatic dependent launch).
-    pdl = {"launch_pdl": True} if plan.overlap_merge else {}
+    pdl = {"launch_pdl": True} if plan.dependent_launch else {}
     on_hopper = shared is not None and shared.hopper
     here = None if on_hopper else shared
     decode_kernel[(kv_heads, plan.workers + (here.workers if here else 0))](
@@ -456,36 +359,14 @@ def decode_attention(
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
         SHARED_STAGES=config.shared_stages,
-        PDL=plan.overlap_merge,
+        PDL=plan.dependent_launch,
         num_warps=config.warps,
         num_stages=config.stages,
         **pdl,
     )
     if on_hopper:
         shared_hopper_attention(q, k, v, plan, scaling)
-    parts = plan.workers // batch + 1 + (shared.workers if shared else 0)
-    # A program merges the heads of a KV head, or a single one where there are so many parts.
-    merged = group if parts <= _MANY_PARTS else 1
-    block_group, block_v_dim = triton.next_power_of_2(merged), triton.next_power_of_2(v_head_dim)
-    most = max(1, _MERGED // (block_group * block_v_dim))
-    merge_kernel[(batch, heads // merged)](
-        plan.partial,
-        plan.partial_lse,
-        plan.parts,
-        out,
-        sinks,
-        out.stride(0),
-        out.stride(1),
-        GROUP=merged,
-        V_HEAD_DIM=v_head_dim,
-        BLOCK_LEVELS=plan.parts.shape[2],
-        BLOCK_PARTS=min(triton.next_power_of_2(parts), most),
-        BLOCK_GROUP=block_group,
-        BLOCK_V_DIM=block_v_dim,
-        PDL=plan.overlap_merge,
-        num_warps=4,
-        **pdl,
-    )
+    merge_parts(plan, out, sinks)
 
 
 def _rows(cache: torch.Tensor, tile: int) -> TensorDescriptor | None:

@@ -7,18 +7,23 @@ over the parts i, with lse_i the base-2 logarithm of a part's softmax denominato
 sink adds its exponential to the denominator here, once a request.
 """
 
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
+from .decode_plan import DecodePlan
 from .numerics import LOG2E
+
+# Elements of partial results that a program reads at a time, and parts from which on a program has one query head.
+_ELEMENTS, _MANY_PARTS = 8192, 32
 
 
 @triton.jit
 def merge_kernel(
     partial,  # [places, heads, v_head_dim] float32
     partial_lse,  # [places, heads] float32
-    parts,  # [batch, 3, BLOCK_LEVELS] int32, see tiles.py
+    parts,  # [batch, 3, BLOCK_LEVELS] int32, see decode_plan.py
     out,  # [batch, heads, v_head_dim], written where a request was cut, and 0 where it has no token
     sinks,  # [heads] or None
     out_batch_stride,
@@ -80,3 +85,36 @@ def merge_kernel(
         denominator = denominator * fade + tl.sum(weights, 1)
         top = new_top
     tl.store(to, (sums / denominator[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+def merge_parts(plan: DecodePlan, out: torch.Tensor, sinks: torch.Tensor | None) -> None:
+    """Write what the plan's kernels left in parts.
+
+    Args:
+        plan: of this batch, its partial results computed.
+        out: [batch, heads, v_head_dim], written.
+        sinks: [heads] or None.
+    """
+    batch, heads, v_head_dim = out.shape
+    # About as many as a request has: exactly is known on the device only.
+    parts = plan.workers // batch + 1 + (plan.shared.workers if plan.shared else 0)
+    group = plan.group if parts <= _MANY_PARTS else 1
+    block_group, block_v_dim = triton.next_power_of_2(group), triton.next_power_of_2(v_head_dim)
+    merge_kernel[(batch, heads // group)](
+        plan.partial,
+        plan.partial_lse,
+        plan.parts,
+        out,
+        sinks,
+        out.stride(0),
+        out.stride(1),
+        GROUP=group,
+        V_HEAD_DIM=v_head_dim,
+        BLOCK_LEVELS=plan.parts.shape[2],
+        BLOCK_PARTS=min(triton.next_power_of_2(parts), max(1, _ELEMENTS // (block_group * block_v_dim))),
+        BLOCK_GROUP=block_group,
+        BLOCK_V_DIM=block_v_dim,
+        PDL=plan.dependent_launch,
+        num_warps=4,
+        **({"launch_pdl": True} if plan.dependent_launch else {}),
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shared tasks of tree-aware decode on Hopper: what decode.py's `_attend_shared` computes, by warps with roles.
+"""The shared tasks of tree-aware decode on Hopper: what shared_tasks.py computes, by warps with roles.
 
     producer, 1 warp:     copies K and V tiles to shared memory (TMA), as far ahead as there is room
     consumer, 4 warps:    scores, softmax and sums of 64 rows
@@ -25,12 +25,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .decode_plan import SHARED_ROWS, TASK_FIELDS, DecodePlan
 from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
-from .tiles import TASK_FIELDS, DecodePlan
-
-ROWS = 64
-"""Query heads for which a tile is read once."""
 
 TILE = 64
 """Tokens a step."""
@@ -285,7 +282,7 @@ def shared_hopper_attention(
     Args:
         q: [batch, heads, head_dim] bfloat16 or float16, contiguous in the last dimension.
         k, v: [slots, slot_tokens, kv_heads, head_dim] of q's dtype: slots one after the other, heads side by side.
-        plan: with shared tasks of tiles of `TILE` tokens, at most `ROWS` rows each.
+        plan: with shared tasks of tiles of `TILE` tokens, at most `SHARED_ROWS` rows each.
         scaling: factor of q . k.
     """
     shared = plan.shared
@@ -311,10 +308,10 @@ def shared_hopper_attention(
         GROUP=heads // kv_heads,
         HEAD_DIM=head_dim,
         TILE=TILE,
-        ROWS=ROWS,
+        ROWS=SHARED_ROWS,
         STAGES=STAGES,
         PRODUCER_REGISTERS=PRODUCER_REGISTERS,
-        num_warps=ROWS // 16,
+        num_warps=SHARED_ROWS // 16,
         maxnreg=REGISTERS,
         launch_pdl=True,
     )

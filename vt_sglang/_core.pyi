@@ -405,8 +405,8 @@ class SharePlan:
         positions_at    [max_batch]           position by row
         own_starts_at   [max_batch]           by row: tokens that its tasks cover
         row_tasks_at    [max_batch, max_levels]   by row: its tasks, from the first token on; -1 where none is
-        first_tasks_at  [max_workers]         by worker: the task in which its run starts; the number of tasks if it has
-                                              none
+        runs_at         [max_workers, 4]      by worker: the first and the last task of which it has tiles, its first
+                                              tile and the one behind its last; 0, -1, 0, 0 if it has none
 
     `tile_end` is the number of tiles up to and with the task's, `spans` the number of workers among which they are
     dealt. The partial result of the member at position p from the s-th of these workers has the place
@@ -493,8 +493,8 @@ class SharePlan:
         """Offset of the tasks by row, [max_batch, max_levels]."""
 
     @property
-    def first_tasks_at(self) -> int:
-        """Offset of the tasks in which workers start, [max_workers]."""
+    def runs_at(self) -> int:
+        """Offset of the workers' runs, [max_workers, 4]."""
 
     @property
     def max_tasks(self) -> int:

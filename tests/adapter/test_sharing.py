@@ -6,7 +6,6 @@ from array import array
 import numpy as np
 import pytest
 import torch
-from vt_sglang.triton_kernels.tiles import SHARED_TILE
 
 from vt_sglang._core import KVCache
 from vt_sglang.adapter.sharing import LEAST_SAVED, MAX_LEVELS, Sharing
@@ -33,7 +32,9 @@ def _sharing(core: KVCache, heads: int = 32, kv_heads: int = 8) -> Sharing:
         core,
         heads=heads,
         kv_heads=kv_heads,
+        head_dim=64,
         v_head_dim=64,
+        itemsize=2,
         multiprocessors=16,
         device=torch.device("cpu"),
         hopper=False,
@@ -45,7 +46,7 @@ def test_a_plan_arrives(core: KVCache) -> None:
     sharing = _sharing(core)
     assert sharing.update(slots) == 2 * 300
     tasks = sharing.tasks
-    assert tasks.header[:2].tolist() == [1, -(-300 // SHARED_TILE)]
+    assert tasks.header[:2].tolist() == [1, -(-300 // tasks.tile)]
     slot, start, stop, first, count = tasks.tasks[0, :5].tolist()
     assert slot in slots[:3]
     assert (start, stop, count) == (0, 300, 3)

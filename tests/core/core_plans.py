@@ -161,8 +161,9 @@ class Planner:
             assert start < end
             for task in sorted(set(line[start:end])):
                 writers[task].append(worker)
-        first_tasks = [line[start] for start in starts[:-1]] + [len(tasks)] * (self.max_workers - used)
-        assert self.part(self.plan.first_tasks_at, self.max_workers).tolist() == first_tasks
+        runs = [[line[start], line[end - 1], start, end] for start, end in pairwise(starts)]
+        runs += [[0, -1, 0, 0]] * (self.max_workers - used)
+        assert self.part(self.plan.runs_at, self.max_workers, 4).tolist() == runs
         place = 0
         for number, task in enumerate(tasks):
             assert task.spans == len(writers[number])

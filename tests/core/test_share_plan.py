@@ -345,7 +345,7 @@ def test_bounds(cache: KVCache) -> None:
     assert planner.plan.max_tasks == 63 + 64 * 3 // 16
     plan = planner.plan
     offsets = [plan.tasks_at, plan.order_at, plan.positions_at, plan.own_starts_at, plan.row_tasks_at]
-    assert np.diff([*offsets, plan.first_tasks_at, plan.size]).tolist() == [75 * 8, 64, 64, 64, 64 * 3, 100]
+    assert np.diff([*offsets, plan.runs_at, plan.size]).tolist() == [75 * 8, 64, 64, 64, 64 * 3, 100 * 4]
     assert plan.tasks_at == 8
 
 

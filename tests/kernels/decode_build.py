@@ -16,10 +16,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
-from vt_sglang.triton_kernels import shared_hopper, tiles
+from vt_sglang.triton_kernels import decode_plan, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_kernel
+from vt_sglang.triton_kernels.decode_plan import RUN_FIELDS, SHARED_ROWS, TASK_FIELDS, DecodeConfig
 from vt_sglang.triton_kernels.merge import merge_kernel
-from vt_sglang.triton_kernels.tiles import RUN_FIELDS, TASK_FIELDS, DecodeConfig
 
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
@@ -135,12 +135,12 @@ def shared() -> dict[str, int]:
         "GROUP": _GROUP,
         "HEAD_DIM": _DIM,
         "TILE": shared_hopper.TILE,
-        "ROWS": shared_hopper.ROWS,
+        "ROWS": SHARED_ROWS,
         "STAGES": shared_hopper.STAGES,
         "PRODUCER_REGISTERS": shared_hopper.PRODUCER_REGISTERS,
     }
     rows = {"k_rows": descriptor, "v_rows": descriptor}
-    warps = shared_hopper.ROWS // 16
+    warps = SHARED_ROWS // 16
     options = {"num_warps": warps, "maxnreg": shared_hopper.REGISTERS}
     return build(shared_hopper.shared_hopper_kernel, constants, rows, gluon=True, **options)
 
@@ -148,12 +148,10 @@ def shared() -> dict[str, int]:
 def plans() -> dict[str, int]:
     """What a step is planned with."""
     plan = {"RUN_FIELDS": RUN_FIELDS, "TILE": 128, "WINDOW": -1, "BLOCK_BATCH": 256}
-    runs = {"TASK_FIELDS": TASK_FIELDS, "BLOCK_TASKS": 1024}
     parts = {"TASK_FIELDS": TASK_FIELDS, "LEVELS": 4, "BLOCK_LEVELS": 8}
     made = [
-        build(tiles.plan_kernel, plan),
-        build(tiles.task_runs_kernel, runs),
-        build(tiles.parts_kernel, parts, num_warps=1),
+        build(decode_plan.plan_kernel, plan),
+        build(decode_plan.parts_kernel, parts, num_warps=1),
     ]
     return {name: max(it[name] for it in made) for name in made[0]}
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from vt_sglang.triton_kernels.tiles import TASK_FIELDS, SharedTasks
+from vt_sglang.triton_kernels.decode_plan import TASK_FIELDS, SharedTasks
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def words(
         place += task[4] * spans
     assert place <= shared.max_places
     plan = torch.zeros(sum(shared.sizes), dtype=torch.int32)
-    header, out_tasks, out_order, positions, own_starts, row_tasks, _ = plan.split(shared.sizes)
+    header, out_tasks, out_order, positions, own_starts, row_tasks, runs = plan.split(shared.sizes)
     header[:2] = torch.tensor([len(tasks), total])
     for index, task in enumerate(tasks):
         out_tasks.view(-1, TASK_FIELDS)[index] = torch.tensor(task)
@@ -60,6 +60,11 @@ def words(
         out_order[position], positions[row], own_starts[row] = row, position, ends[row]
         for level, task in enumerate(levels[row]):
             row_tasks.view(-1, shared.max_levels)[row, level] = task
+    line = [index for index, task in enumerate(tasks) for _ in range(-(-(task[2] - task[1]) // shared.tile))]
+    for worker in range(shared.workers):
+        first, behind = worker * total // max(used, 1), (worker + 1) * total // max(used, 1)
+        run = [line[first], line[behind - 1], first, behind] if worker < used else [0, -1, 0, 0]
+        runs.view(-1, 4)[worker] = torch.tensor(run)
     return plan
 
 

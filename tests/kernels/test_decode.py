@@ -8,7 +8,7 @@ import torch
 from arena import DEVICE, DTYPES, Arena, assert_close
 from reference import attend
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan
+from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan
 
 
 @dataclass

@@ -10,7 +10,7 @@ from reference import attend
 from share import Segment, words
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import DecodeConfig, DecodePlan, SharedTasks
+from vt_sglang.triton_kernels.decode_plan import SHARED_ROWS, DecodeConfig, DecodePlan, SharedTasks, shared_tile
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     """Compare with float64, and return the output. With `spoil`, what a request shares is garbage in all slots but the
     one that the plan names, to see that it is not read there. With `hopper`, tasks are shared_hopper.py's."""
     if hopper:
-        members, tile = shared_hopper.ROWS // group, shared_hopper.TILE
+        members, tile = SHARED_ROWS // group, shared_hopper.TILE
     generator = torch.Generator().manual_seed(sum(lengths) + head_dim)
     batch, heads = len(lengths), kv_heads * group
     arena = Arena(
@@ -193,6 +193,20 @@ def test_random_trees(seed: int) -> None:
 
     divide(list(range(batch)), 0, 0)
     run(lengths, segments, workers=draw.choice([1, 2, 7, 30]), members=draw.choice([2, 4, 16]))
+
+
+def test_tasks_have_the_tiles_of_the_kernel_that_reads_them() -> None:
+    """Where heads are large or shared memory is small, these are not always the same."""
+    tasks = {"max_batch": 2, "max_tasks": 4, "max_levels": 1, "max_places": 8, "members": 2, "workers": 2}
+    for head_dim, itemsize in ((64, 2), (128, 2), (256, 2), (256, 1)):
+        sizes = {"max_batch": 2, "kv_heads": 1, "group": 4, "head_dim": head_dim, "v_head_dim": head_dim}
+        sizes |= {"itemsize": itemsize, "multiprocessors": 2, "device": DEVICE}
+        tile = shared_tile(head_dim, head_dim, itemsize, DEVICE)
+        assert tile <= 64
+        assert DecodePlan(**sizes, shared=SharedTasks(**tasks, tile=tile, device=DEVICE)).config.tile == tile
+        with pytest.raises(ValueError, match=f"the tasks have tiles of {2 * tile} tokens"):
+            DecodePlan(**sizes, shared=SharedTasks(**tasks, tile=2 * tile, device=DEVICE))
+    assert shared_tile(256, 256, 2, "cpu") < shared_tile(128, 128, 2, "cpu")
 
 
 # Gluon has no interpreter.

@@ -13,7 +13,7 @@ from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.adapter.sharing import Sharing
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.tiles import DecodePlan
+from vt_sglang.triton_kernels.decode_plan import DecodePlan
 
 
 class TritonDecode:
@@ -61,7 +61,9 @@ class TritonDecode:
             self._pool.core,
             heads=heads,
             kv_heads=kv_heads,
+            head_dim=layer.qk_head_dim,
             v_head_dim=layer.v_head_dim,
+            itemsize=self._pool.store_dtype.itemsize,
             multiprocessors=multiprocessors,
             device=device,
             hopper=not layer.logit_cap

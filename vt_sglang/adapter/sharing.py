@@ -6,7 +6,7 @@ import torch
 
 from vt_sglang._core import KVCache, SharePlan
 from vt_sglang.triton_kernels import shared_hopper
-from vt_sglang.triton_kernels.tiles import SHARED_READ, SHARED_ROWS, SHARED_TILE, SharedTasks
+from vt_sglang.triton_kernels.decode_plan import SHARED_READ, SHARED_ROWS, SharedTasks, shared_tile
 
 MAX_LEVELS = 4
 """Most stretches that one request shares with others, each with other ones."""
@@ -23,7 +23,8 @@ class Sharing:
 
     Args:
         core: the cache whose tree tells what is shared.
-        heads, kv_heads, v_head_dim: of the layers.
+        heads, kv_heads, head_dim, v_head_dim: of the layers.
+        itemsize: bytes of an element of K and V.
         multiprocessors: of the device.
         hopper: whether the layers can be read by shared_hopper.py.
     """
@@ -34,7 +35,9 @@ class Sharing:
         *,
         heads: int,
         kv_heads: int,
+        head_dim: int,
         v_head_dim: int,
+        itemsize: int,
         multiprocessors: int,
         device: torch.device,
         hopper: bool,
@@ -60,7 +63,7 @@ class Sharing:
             max_places=self._plan.max_places,
             members=members,
             workers=workers,
-            tile=shared_hopper.TILE if hopper else SHARED_TILE,
+            tile=shared_hopper.TILE if hopper else shared_tile(head_dim, v_head_dim, itemsize, device),
             hopper=hopper,
             device=device,
         )
