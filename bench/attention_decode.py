@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from fa3_paged import paged_decode
 from gpu_timing import graph_seconds, read_ceiling, sides_seconds
 from kv_layouts import HEAD_DIM, Paged, VirtualTensors, relative_error, rotated
 from rich.table import Table
-from sgl_kernel.flash_attn import get_scheduler_metadata
-from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan
 
@@ -41,43 +40,6 @@ def _decode_shapes() -> list[DecodeShape]:
         shapes += [DecodeShape(f"{b} x {n:,}{suffix}", (n,) * b, heads, kv_heads) for b, n in lengths]
         shapes.append(DecodeShape(f"128 ragged{suffix}", ragged, heads, kv_heads))
     return shapes
-
-
-def _fa3(
-    shape: DecodeShape, paged: Paged, page: int, q: torch.Tensor, lengths: torch.Tensor
-) -> Callable[[int], torch.Tensor]:
-    """As SGLang calls it: how the work is shared out is computed once a forward, as the project's plan is."""
-    cu_seqlens = torch.arange(len(shape.lengths) + 1, dtype=torch.int32, device="cuda")
-    schedule = get_scheduler_metadata(
-        batch_size=len(shape.lengths),
-        max_seqlen_q=1,
-        max_seqlen_k=max(shape.lengths),
-        num_heads=shape.heads,
-        num_heads_k=shape.kv_heads,
-        headdim=HEAD_DIM,
-        cache_seqlens=lengths,
-        qkv_dtype=q.dtype,
-        cu_seqlens_q=cu_seqlens,
-        page_size=page,
-        causal=True,
-    )
-
-    def run(index: int) -> torch.Tensor:
-        k, v = paged.buffers[index]
-        return flash_attn_with_kvcache(
-            q,
-            k,
-            v,
-            cache_seqlens=lengths,
-            page_table=paged.table,
-            cu_seqlens_q=cu_seqlens,
-            max_seqlen_q=1,
-            softmax_scale=HEAD_DIM**-0.5,
-            causal=True,
-            scheduler_metadata=schedule,
-        )
-
-    return run
 
 
 def _triton(
@@ -123,7 +85,8 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
         q = torch.randn(len(shape.lengths), shape.heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
         row: dict[str, Any] = {"shape": shape.name, "floor_us": shape.bytes / ceiling * 1e6}
         sides = {
-            f"fa3_page{page}": _fa3(shape, Paged(shape.lengths, tensors, page), page, q, lengths) for page in (1, 64)
+            f"fa3_page{page}": paged_decode(q, paged.buffers, paged.table, lengths, max(shape.lengths))
+            for page, paged in ((page, Paged(shape.lengths, tensors, page)) for page in (1, 64))
         } | {"triton": _triton(shape, tensors, q, lengths)}
         expected = sides["fa3_page1"](0).clone()
         error = relative_error(sides["triton"](0), expected)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from fa3_paged import paged_decode
 from gpu_timing import read_ceiling, sides_seconds
 from kv_layouts import HEAD_DIM, VirtualTensors, relative_error, rotated
 from rich.table import Table
 from sgl_kernel import merge_state_v2
-from sgl_kernel.flash_attn import get_scheduler_metadata
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
@@ -101,37 +101,7 @@ def _fa3_paged(shape: SharedShape, tensors: VirtualTensors, q: torch.Tensor, len
         for index, pair in enumerate(buffers):
             for buffer, source in zip(pair, tensors.layer(index), strict=True):
                 buffer[pages.long(), 0] = source[tensors.slots[rows[0]], start:stop]
-    cu_seqlens = torch.arange(shape.requests + 1, dtype=torch.int32, device="cuda")
-    schedule = get_scheduler_metadata(
-        batch_size=shape.requests,
-        max_seqlen_q=1,
-        max_seqlen_k=shape.shared + shape.own,
-        num_heads=HEADS,
-        num_heads_k=KV_HEADS,
-        headdim=HEAD_DIM,
-        cache_seqlens=lengths,
-        qkv_dtype=q.dtype,
-        cu_seqlens_q=cu_seqlens,
-        page_size=1,
-        causal=True,
-    )
-
-    def run(index: int) -> torch.Tensor:
-        k, v = buffers[index]
-        return flash_attn_with_kvcache(
-            q,
-            k,
-            v,
-            cache_seqlens=lengths,
-            page_table=table,
-            cu_seqlens_q=cu_seqlens,
-            max_seqlen_q=1,
-            softmax_scale=HEAD_DIM**-0.5,
-            causal=True,
-            scheduler_metadata=schedule,
-        )
-
-    return run
+    return paged_decode(q, buffers, table, lengths, shape.shared + shape.own)
 
 
 def _fa3_cascade(shape: SharedShape, tensors: VirtualTensors, q: torch.Tensor) -> Run:
@@ -261,8 +231,10 @@ def _own(
     return run
 
 
-def measure(_sweep: bool) -> list[dict[str, Any]]:
-    """A row a shape, times in microseconds."""
+def measure(sweep: bool) -> list[dict[str, Any]]:
+    """A row a shape, times in microseconds. ValueError for a sweep: there is one configuration."""
+    if sweep:
+        raise ValueError("shared: there is nothing to sweep; leave --sweep out")
     ceiling = read_ceiling()
     rows = []
     for shape in SHAPES:

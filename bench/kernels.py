@@ -27,7 +27,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     operation = _OPERATIONS[arguments.operation]
-    rows = operation.measure(arguments.sweep)
+    try:
+        rows = operation.measure(arguments.sweep)
+    except ValueError as error:
+        parser.error(str(error))
     Console(width=130).print(operation.table(rows))
     if arguments.json:
         write_json(arguments.json, rows)

@@ -23,12 +23,12 @@ and what the tile before had is masked. Requests shorter than a tile are read by
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
 from .decode_tiles import attend, begin_work, load_tile
 from .merge import merge_parts
 from .numerics import LOG2E, fetch_ahead
+from .rows import in_rows, triton_rows
 from .shared_hopper import shared_hopper_attention
 from .shared_tasks import attend_shared
 from .tiles import first_visible
@@ -306,9 +306,10 @@ def decode_attention(
     kv_heads, v_head_dim = v.shape[2:]
     group = heads // kv_heads
     config, shared = plan.config, plan.shared
-    k_rows, v_rows = _rows(k, config.tile), _rows(v, config.tile)
-    if k_rows is None or v_rows is None:
-        k_rows = v_rows = None
+    k_rows = v_rows = None
+    # A tile is a block of whole powers of two.
+    if all(it.shape[3] == triton.next_power_of_2(it.shape[3]) and in_rows(it) for it in (k, v)):
+        k_rows, v_rows = triton_rows(k, config.tile), triton_rows(v, config.tile)
     # A kernel is set up while the one before it still runs (programmatic dependent launch).
     pdl = {"launch_pdl": True} if plan.dependent_launch else {}
     on_hopper = shared is not None and shared.hopper
@@ -367,19 +368,3 @@ def decode_attention(
     if on_hopper:
         shared_hopper_attention(q, k, v, plan, scaling)
     merge_parts(plan, out, sinks)
-
-
-def _rows(cache: torch.Tensor, tile: int) -> TensorDescriptor | None:
-    """A TMA descriptor of K or V of all slots as rows of tokens; None where TMA cannot read a head's tile by itself:
-    heads that are padded to a power of two, and strides that are no multiples of 16 bytes.
-
-    Args:
-        cache: [slots, slot_tokens, kv_heads, head_dim].
-        tile: tokens read at a time.
-    """
-    slots, tokens, heads, dim = cache.shape
-    step = cache.stride(1) * cache.element_size()
-    whole = cache.stride()[2:] == (dim, 1) and cache.stride(0) == tokens * cache.stride(1)
-    if not whole or dim != triton.next_power_of_2(dim) or step % 16 or cache.data_ptr() % 16:
-        return None
-    return TensorDescriptor(cache, [slots * tokens, heads * dim], [cache.stride(1), 1], [tile, dim])

@@ -29,6 +29,7 @@ from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
 from .prefill_hopper_plan import FIELDS, ROWS, TILE, HopperPlan
 from .prefill_merge import merge_prefill
+from .rows import gluon_rows
 
 _HEAD_DIMS = (64, 128)
 _DTYPES = (torch.bfloat16, torch.float16)
@@ -398,8 +399,8 @@ def prefill_hopper_attention(
         return
     prefill_hopper_kernel[(min(plan.items, plan.processors),)](
         _query_rows(q, plan.group),
-        _rows(k),
-        _rows(v),
+        gluon_rows(k, TILE),
+        gluon_rows(v, TILE),
         q,
         out,
         plan.partial,
@@ -436,10 +437,3 @@ def _query_rows(q: torch.Tensor, group: int) -> TensorDescriptor | None:
         return None
     block = [rows // group, group, q.shape[2]]
     return TensorDescriptor(q, list(q.shape), list(q.stride()), block, gl.NVMMASharedLayout(128, 16, rank=3))
-
-
-def _rows(cache: torch.Tensor) -> TensorDescriptor:
-    """K or V of all slots as rows of tokens."""
-    slots, tokens, heads, dim = cache.shape
-    layout = gl.NVMMASharedLayout(128, 16)
-    return TensorDescriptor(cache, [slots * tokens, heads * dim], [cache.stride(1), 1], [TILE, dim], layout)

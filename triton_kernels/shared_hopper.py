@@ -22,12 +22,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .decode_plan import SHARED_ROWS, TASK_FIELDS, DecodePlan
 from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
+from .rows import gluon_rows, in_rows
 
 TILE = 64
 """Tokens a step."""
@@ -263,15 +263,8 @@ def can_read(k: torch.Tensor, v: torch.Tensor) -> bool:
         k.is_cuda
         and torch.cuda.get_device_capability(k.device)[0] == 9
         and k.dtype in (torch.bfloat16, torch.float16)
-        and all(it.shape[3] == 128 and _in_rows(it) for it in (k, v))
+        and all(it.shape[3] == 128 and in_rows(it) for it in (k, v))
     )
-
-
-def _in_rows(cache: torch.Tensor) -> bool:
-    """Whether all slots together are rows of tokens to TMA: steps of 16 bytes, and none between slots."""
-    _, tokens, _, dim = cache.shape
-    whole = cache.stride()[2:] == (dim, 1) and cache.stride(0) == tokens * cache.stride(1)
-    return whole and cache.stride(1) * cache.element_size() % 16 == 0 and cache.data_ptr() % 16 == 0
 
 
 def shared_hopper_attention(
@@ -291,8 +284,8 @@ def shared_hopper_attention(
     kv_heads = k.shape[2]
     shared_hopper_kernel[(kv_heads, shared.workers)](
         q,
-        _rows(k),
-        _rows(v),
+        gluon_rows(k, TILE),
+        gluon_rows(v, TILE),
         shared.header,
         shared.tasks,
         shared.order,
@@ -315,10 +308,3 @@ def shared_hopper_attention(
         maxnreg=REGISTERS,
         launch_pdl=True,
     )
-
-
-def _rows(cache: torch.Tensor) -> TensorDescriptor:
-    """K or V of all slots as rows of tokens."""
-    slots, tokens, heads, dim = cache.shape
-    layout = gl.NVMMASharedLayout(128, 16)
-    return TensorDescriptor(cache, [slots * tokens, heads * dim], [cache.stride(1), 1], [TILE, dim], layout)

@@ -50,9 +50,3 @@ def test_asked_for_by_name_it_must_be_there(monkeypatch: pytest.MonkeyPatch, pha
     monkeypatch.setattr(kernels, f"Fa3{phase.title()}", _Missing)
     with pytest.raises(ValueError, match=f"--vtensor-{phase}-kernel fa3: it was left out; leave it at auto"):
         getattr(kernels, f"{phase}_kernel")(Kernel.FA3, None, None, **({"share": True} if phase == "decode" else {}))
-
-
-def test_auto_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_fa3_is_faster", lambda: False)
-    assert type(kernels.prefill_kernel(Kernel.AUTO, None, None)) is _Triton  # type: ignore[arg-type]
-    assert type(kernels.prefill_kernel(Kernel.FA3, None, None)) is _Fa3  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which attention kernels a server runs: `--vtensor-prefill-kernel` and `--vtensor-decode-kernel`.
 
-`auto` is what was measured to be faster (docs/performance.md): FlashAttention-3 for prefill, where it can be had, and
-the project's own for decode.
+`auto` is what was measured to be faster of what servers run (docs/performance.md): FlashAttention-3 for prefill, where
+it can be had, and the project's own for decode.
 """
 
 import logging
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def prefill_kernel(wanted: Kernel, pool: VTensorKVPool, model: torch.nn.Module) -> TritonPrefill | Fa3Prefill:
     """ValueError if FlashAttention-3 is asked for by name and cannot be had."""
-    if wanted is Kernel.TRITON or (wanted is Kernel.AUTO and not _fa3_is_faster()):
+    if wanted is Kernel.TRITON:
         return TritonPrefill(pool, model)
     try:
         return Fa3Prefill(pool, model)
@@ -30,17 +30,6 @@ def prefill_kernel(wanted: Kernel, pool: VTensorKVPool, model: torch.nn.Module) 
             raise _refused("prefill", error) from error
         logger.info("Prefill runs the project's kernels: no FlashAttention-3, since %s.", error)
         return TritonPrefill(pool, model)
-
-
-def _fa3_is_faster() -> bool:
-    """Whether prefill by FlashAttention-3 over virtual tensors was measured to be faster than by the project's kernels.
-
-    On an H100, TFLOP/s of FlashAttention-3 and of the project's Hopper kernel: 616 and 614 (one request of 8,192 new
-    tokens), 652 and 639 (512 behind 32,768), 614 and 602 (four of 1,024 behind 8,192), 561 and 542 (sixteen of 128
-    behind 4,096). Where they are equal the project's are to be preferred: nothing behind a request has to be readable
-    for them, nor finite.
-    """
-    return True
 
 
 def decode_kernel(

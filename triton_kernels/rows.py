@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All slots' K or V as one matrix, a token a row, as the tensor memory accelerator (TMA) reads it."""
+
+import torch
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+def in_rows(cache: torch.Tensor) -> bool:
+    """Whether TMA can read it so: heads and slots side by side, and steps of whole 16 bytes.
+
+    Args:
+        cache: [slots, slot_tokens, kv_heads, head_dim].
+    """
+    _, tokens, _, dim = cache.shape
+    whole = cache.stride()[2:] == (dim, 1) and cache.stride(0) == tokens * cache.stride(1)
+    return whole and cache.stride(1) * cache.element_size() % 16 == 0 and cache.data_ptr() % 16 == 0
+
+
+def triton_rows(cache: torch.Tensor, tile: int) -> TensorDescriptor:
+    """For Triton kernels: blocks of `tile` tokens of a head.
+
+    Args:
+        cache: [slots, slot_tokens, kv_heads, head_dim], such as `in_rows` takes.
+    """
+    return TensorDescriptor(cache, *_matrix(cache), [tile, cache.shape[3]])
+
+
+def gluon_rows(cache: torch.Tensor, tile: int) -> GluonDescriptor:
+    """The same for Gluon kernels, of 2 bytes an element, laid out in shared memory as tensor cores read it."""
+    return GluonDescriptor(cache, *_matrix(cache), [tile, cache.shape[3]], gl.NVMMASharedLayout(128, 16))
+
+
+def _matrix(cache: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Shape and strides, in elements."""
+    slots, tokens, heads, dim = cache.shape
+    return [slots * tokens, heads * dim], [cache.stride(1), 1]
