@@ -165,48 +165,56 @@ def test_chunks_and_decode(backend: Any) -> None:
         _run(backend, sequences, starts, [start + 1 for start in starts], decode=True)
 
 
+class Captured:
+    """A decode step of the first layer in a CUDA graph, captured on the padding slot."""
+
+    def __init__(self, backend: Any, rows: int) -> None:
+        self.backend = backend
+        self.batch = _batch(backend, [Sequence(backend, 0)] * rows, [0] * rows, [1] * rows, decode=True)
+        self.batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
+        backend.init_cuda_graph_state(rows, rows)
+        self.q, self.k, self.v = _random(rows, HEADS), _random(rows, KV_HEADS), _random(rows, KV_HEADS)
+        backend.init_forward_metadata_out_graph(self.batch, in_capture=True)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            self._forward()
+        stream.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = self._forward()
+
+    def _forward(self) -> torch.Tensor:
+        q, k, v = (it.flatten(1) for it in (self.q, self.k, self.v))
+        self.backend.init_forward_metadata_in_graph(self.batch)
+        return self.backend.forward_decode(q, k, v, self.backend.layers[0], self.batch)
+
+    def check(self, sequences: list[Sequence], lengths: list[int]) -> None:
+        """Replay it for a token more of each sequence, and rows behind them whose slot was never bound."""
+        count, batch = len(sequences), self.batch
+        live = _batch(self.backend, sequences, lengths, [length + 1 for length in lengths], decode=True)
+        batch.req_pool_indices.fill_(7)
+        batch.seq_lens.fill_(self.backend.get_cuda_graph_seq_len_fill_value())
+        batch.out_cache_loc.zero_()
+        for name in ("req_pool_indices", "seq_lens", "out_cache_loc"):
+            getattr(batch, name)[:count] = getattr(live, name)
+        for tensor in (self.q, self.k, self.v):
+            tensor.copy_(torch.randn_like(tensor))
+        for row, it in enumerate(sequences):
+            it.extend(0, self.k[row : row + 1].clone(), self.v[row : row + 1].clone())
+        self.backend.init_forward_metadata_out_graph(batch)
+        self.graph.replay()
+        _check(self.output[:count], sequences, self.q[:count], [1] * count, 0)
+
+
 def test_decode_from_a_graph(backend: Any) -> None:
     """Captured on the padding slot, replayed for requests and padded rows whose slots are not mapped."""
-    core = backend.pool.core
-    rows = 4
-    batch = _batch(backend, [Sequence(backend, 0)] * rows, [0] * rows, [1] * rows, decode=True)
-    batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
-    backend.init_cuda_graph_state(rows, rows)
-    layer = backend.layers[0]
-    q, k, v = _random(rows, HEADS), _random(rows, KV_HEADS), _random(rows, KV_HEADS)
-
-    def forward() -> torch.Tensor:
-        backend.init_forward_metadata_in_graph(batch)
-        return backend.forward_decode(q.flatten(1), k.flatten(1), v.flatten(1), layer, batch)
-
-    backend.init_forward_metadata_out_graph(batch, in_capture=True)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        forward()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = forward()
-
+    captured = Captured(backend, 4)
     guard = max(backend.pool.prefill_guard_tokens, backend.pool.decode_guard_tokens)
-    sequences = [Sequence(backend, core.bind(None, 0, length, guard)[0]) for length in (5000, 40)]
+    sequences = [Sequence(backend, backend.pool.core.bind(None, 0, length, guard)[0]) for length in (5000, 40)]
     prefilled = [4990, 38]
     _run(backend, sequences, [0, 0], prefilled, decode=False)
     for step in range(2):
-        ends = [length + step + 1 for length in prefilled]
-        live = _batch(backend, sequences, [end - 1 for end in ends], ends, decode=True)
-        batch.req_pool_indices.fill_(7)  # a slot that was never bound
-        batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
-        batch.out_cache_loc.zero_()
-        batch.req_pool_indices[:2] = live.req_pool_indices
-        batch.seq_lens[:2] = live.seq_lens
-        batch.out_cache_loc[:2] = live.out_cache_loc
-        for tensor in (q, k, v):
-            tensor.copy_(torch.randn_like(tensor))
-        for it, row in zip(sequences, range(2), strict=True):
-            it.extend(0, k[row : row + 1].clone(), v[row : row + 1].clone())
-        graph.replay()
-        _check(output[:2], sequences, q[:2], [1, 1], 0)
+        captured.check(sequences, [length + step for length in prefilled])
 
 
 def test_a_sequence_of_nan_reaches_no_other(backend: Any, kernel: str) -> None:
@@ -288,43 +296,12 @@ def test_what_is_shared_is_read_once(backend: Any, kernel: str) -> None:
 
 def test_what_is_shared_is_read_once_from_a_graph(backend: Any) -> None:
     """The same replayed: plans come to where the graph finds them, for batches smaller than it was captured for."""
-    rows = 6
+    captured = Captured(backend, 6)
     family = Family(backend, 700, [5, 64, 130])
-    batch = _batch(backend, [Sequence(backend, 0)] * rows, [0] * rows, [1] * rows, decode=True)
-    batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
-    layer = backend.layers[0]
-    q, k, v = _random(rows, HEADS), _random(rows, KV_HEADS), _random(rows, KV_HEADS)
-
-    def forward() -> torch.Tensor:
-        backend.init_forward_metadata_in_graph(batch)
-        return backend.forward_decode(q.flatten(1), k.flatten(1), v.flatten(1), layer, batch)
-
-    backend.init_forward_metadata_out_graph(batch, in_capture=True)
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        forward()
-    stream.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = forward()
     for step in range(8):
         if step in (3, 6):
             family.core.release(family.members.pop().slot)
             family.lengths.pop()
-        count = len(family.members)
-        ends = [length + 1 for length in family.lengths]
-        live = _batch(backend, family.members, family.lengths, ends, decode=True)
-        batch.req_pool_indices.fill_(7)
-        batch.seq_lens.fill_(backend.get_cuda_graph_seq_len_fill_value())
-        batch.out_cache_loc.zero_()
-        for name in ("req_pool_indices", "seq_lens", "out_cache_loc"):
-            getattr(batch, name)[:count] = getattr(live, name)
-        for tensor in (q, k, v):
-            tensor.copy_(torch.randn_like(tensor))
-        for row, it in enumerate(family.members):
-            it.extend(0, k[row : row + 1].clone(), v[row : row + 1].clone())
         backend.pool.batch_slots = family.slots()
-        backend.init_forward_metadata_out_graph(batch)
-        graph.replay()
-        _check(output[:count], family.members, q[:count], [1] * count, 0)
-        family.lengths = ends
+        captured.check(family.members, family.lengths)
+        family.lengths = [length + 1 for length in family.lengths]
