@@ -62,8 +62,11 @@ def parse_kernel(text: str) -> Kernel:
 
 
 def parse_shared_decode(text: str) -> bool:
-    """ValueError if the text is neither `auto` nor a switch."""
-    return text.strip().lower() == "auto" or parse_switch(text)
+    """ValueError if the text is neither `auto` nor `off` (nor 1 nor 0, as `to_environment` writes them)."""
+    try:
+        return {"auto": True, "1": True, "off": False, "0": False}[text.strip().lower()]
+    except KeyError:
+        raise ValueError(f"{text!r} is neither auto nor off") from None
 
 
 @dataclass(frozen=True)

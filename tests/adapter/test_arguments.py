@@ -350,3 +350,12 @@ def test_models_of_plain_attention_are_taken(tmp_path: Path, model_type: str, ar
     config.save_pretrained(tmp_path)
     args = ServerArgs(str(tmp_path), device="cpu", radix_cache_backend="vtensor", skip_tokenizer_init=True)
     assert args.attention_backend == "vtensor"
+
+
+def test_sharing_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, shared in (("auto", True), ("1", True), ("Off", False), ("0", False)):
+        monkeypatch.setenv("VTENSOR_SHARED_DECODE", text)
+        assert VTensorConfig.from_environment().shared_decode is shared
+    monkeypatch.setenv("VTENSOR_SHARED_DECODE", "always")
+    with pytest.raises(ValueError, match="VTENSOR_SHARED_DECODE: 'always' is neither auto nor off"):
+        VTensorConfig.from_environment()

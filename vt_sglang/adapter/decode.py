@@ -71,6 +71,11 @@ class TritonDecode:
             and shared_hopper.can_read(*self._pool.slots_view(layer.layer_id)),
         )
 
+    @property
+    def shares(self) -> bool:
+        """Whether any layer's requests may be read together."""
+        return bool(self._sharing)
+
     def share(self, slots: np.ndarray) -> float:
         """Once a forward, on the host: plan what the batch reads together.
 

@@ -41,7 +41,8 @@ class GpuAttention(AttentionBackend):
         )
         self._dummy = False
         prefill, decode = kernels.name(self._prefill), kernels.name(self._decode)
-        logger.info("Attention over virtual tensors: prefill by %s, decode by %s.", prefill, decode)
+        share = "on" if isinstance(self._decode, TritonDecode) and self._decode.shares else "off"
+        logger.info("Attention over virtual tensors: prefill by %s, decode by %s, sharing %s.", prefill, decode, share)
         if prefill == Kernel.FA3:
             self.pool.prefill_guard_tokens = fa3.GUARD_TOKENS
         # Mixed batches prefill what else would be decoded.
