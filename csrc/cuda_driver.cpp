@@ -152,38 +152,51 @@ Result CudaDriver::allow_access(cuda::DevicePointer address, std::size_t bytes) 
   return api_.set_access(address, bytes, &access, 1);
 }
 
-void CudaDriver::map(std::span<const MapOperation> operations) {
-  const InContext in_context(api_, context_);
-  const char* failed = nullptr;
-  Result result = kSuccess;
-  MapOperation culprit{};
-  for (std::size_t i = 0; failed == nullptr && i < operations.size(); ++i) {
-    culprit = operations[i];
-    if ((result = unmap_one(operations[i].address)) != kSuccess)
-      failed = "cuMemUnmap";
-    else if ((result = map_one(operations[i].address, operations[i].page)) != kSuccess)
-      failed = "cuMemMap";
-    else
-      mapped_[index(operations[i].address)] = true;
-  }
-  for (std::size_t first = 0; failed == nullptr && first < operations.size();) {
-    std::size_t last = first + 1;  // one call sets the access of neighbours
+// One call sets the access of neighbours.
+CudaDriver::Failure CudaDriver::allow_access(std::span<const MapOperation> operations) {
+  Failure failure;
+  for (std::size_t first = 0; first < operations.size();) {
+    std::size_t last = first + 1;
     while (last < operations.size() && operations[last].address == operations[last - 1].address + page_bytes_) ++last;
-    if ((result = allow_access(operations[first].address, (last - first) * page_bytes_)) != kSuccess) {
-      failed = "cuMemSetAccess";
-      culprit = operations[first];
-    }
+    const Result result = allow_access(operations[first].address, (last - first) * page_bytes_);
+    if (result != kSuccess && failure.call == nullptr) failure = {"cuMemSetAccess", result, operations[first]};
     first = last;
   }
-  if (failed == nullptr) return;
+  return failure;
+}
+
+// Everything is unmapped before anything is mapped. While a page has a mapping whose access is not set, none of its
+// mappings may be unmapped: with gpuDirectRDMACapable, driver 580 then refuses to map that page ever again, anywhere
+// (CUDA_ERROR_UNKNOWN; docs/design.md).
+CudaDriver::Failure CudaDriver::replace(std::span<const MapOperation> operations) {
+  for (const MapOperation& it : operations)
+    if (const Result result = unmap_one(it.address); result != kSuccess) return {"cuMemUnmap", result, it};
+  for (std::size_t i = 0; i < operations.size(); ++i) {
+    const MapOperation& it = operations[i];
+    if (const Result result = map_one(it.address, it.page); result != kSuccess) {
+      allow_access(operations.first(i));  // they are about to be unmapped
+      return {"cuMemMap", result, it};
+    }
+    mapped_[index(it.address)] = true;
+  }
+  const Failure failure = allow_access(operations);
+  if (failure.call != nullptr) allow_access(operations);  // likewise
+  return failure;
+}
+
+void CudaDriver::map(std::span<const MapOperation> operations) {
+  const InContext in_context(api_, context_);
+  const Failure failure = replace(operations);
+  if (failure.call == nullptr) return;
   const auto mapped = std::count(mapped_.begin(), mapped_.end(), true);
   for (const MapOperation& operation : operations) unmap_one(operation.address);
-  const std::string what = api_.describe(result) + " (page " + std::to_string(culprit.page) + " of " +
-                           std::to_string(created_) + ", at page index " + std::to_string(index(culprit.address)) +
-                           " of " + std::to_string(mapped_.size()) + ", of which " + std::to_string(mapped) +
-                           " are mapped)";
-  if (result == cuda::kOutOfMemory) throw OutOfMemory(failed, result, what);  // page tables take memory as well
-  throw DriverError(failed, result, what);
+  const std::string what = api_.describe(failure.result) + " (page " + std::to_string(failure.operation.page) + " of " +
+                           std::to_string(created_) + ", at page index " +
+                           std::to_string(index(failure.operation.address)) + " of " + std::to_string(mapped_.size()) +
+                           ", of which " + std::to_string(mapped) + " are mapped)";
+  // Page tables take memory as well.
+  if (failure.result == cuda::kOutOfMemory) throw OutOfMemory(failure.call, failure.result, what);
+  throw DriverError(failure.call, failure.result, what);
 }
 
 void CudaDriver::unmap(std::uintptr_t address) {

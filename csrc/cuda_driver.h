@@ -42,6 +42,14 @@ class CudaDriver final : public Driver {
   cuda::Result map_one(cuda::DevicePointer address, PageId page);
   cuda::Result unmap_one(cuda::DevicePointer address);
   cuda::Result allow_access(cuda::DevicePointer address, std::size_t bytes);
+  struct Failure {
+    const char* call = nullptr;  // none: success
+    cuda::Result result = cuda::kSuccess;
+    MapOperation operation{};
+  };
+  // Goes on behind a failure; the first is returned.
+  Failure allow_access(std::span<const MapOperation> operations);
+  Failure replace(std::span<const MapOperation> operations);
 
   cuda::Api api_;
   int ordinal_;

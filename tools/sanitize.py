@@ -34,7 +34,14 @@ def main() -> None:
     if not PYTHON.exists():
         venv.create(ENVIRONMENT, with_pip=True)
     pip("-r", ROOT / "requirements/build.txt", "numpy", "pytest", "hypothesis")
-    build = ["-C", "cmake.define.VT_SANITIZE=ON", "-C", f"build-dir={ROOT / 'build/sanitized-core'}"]
+    build = [
+        "-C",
+        "cmake.define.VT_SANITIZE=ON",
+        "-C",
+        "cmake.define.VT_WERROR=ON",
+        "-C",
+        f"build-dir={ROOT / 'build/sanitized-core'}",
+    ]
     pip("--no-build-isolation", "--no-deps", "--force-reinstall", *build, ROOT)
     environment = os.environ | {
         "LD_PRELOAD": f"{runtime('libasan.so')}:{runtime('libubsan.so')}",

@@ -7,6 +7,9 @@
 //   - memory can be touched only after its access was set, which must cover whole, adjoining mappings
 //   - only whole mappings are unmapped, and no gaps (the real driver passes over gaps)
 //   - a handle is released once, and as csrc/driver.h promises, when it is mapped nowhere
+//   - none of a handle's mappings is unmapped while another one's access is not set (driver 580 never maps such a
+//   handle
+//     again if it was made for GPUDirect)
 //   - addresses are freed as they were reserved, when nothing is mapped in them
 //
 // What broke a rule is kept in fake_cuda_complaint(). The functions named fake_cuda_* are for the tests.
@@ -58,7 +61,7 @@ typedef struct {
 
 typedef struct {
   size_t bytes;
-  int created, mappings, rdma, exportable;
+  int created, mappings, rdma, exportable, inaccessible;
 } Handle;  // its memory: at index * HANDLE_SPACE in the file
 typedef struct {
   Address start;
@@ -337,7 +340,7 @@ int cuMemCreate(Address* handle, size_t bytes, const Properties* properties, uns
   if (free == MOST || fallocate(file, 0, (off_t)(free * kHandleSpace), (off_t)bytes) != 0) return OUT_OF_MEMORY;
   if (free == handle_count) ++handle_count;
   if (!fill_with_garbage(free, bytes)) return OUT_OF_MEMORY;
-  handles[free] = (Handle){bytes, 1, 0, properties->flags.rdma, properties->requested_handle_types};
+  handles[free] = (Handle){bytes, 1, 0, properties->flags.rdma, properties->requested_handle_types, 0};
   if (memory_left > 0) --memory_left;
   *handle = (Address)free + 1000;  // 0 would be a handle that a test takes for none
   return SUCCESS;
@@ -378,6 +381,7 @@ int cuMemMap(Address start, size_t bytes, size_t offset, Address handle, unsigne
   for (; place > 0 && mappings[place - 1].start > start; --place) mappings[place] = mappings[place - 1];
   mappings[place] = (Mapping){start, bytes, index, 0};
   ++it->mappings;
+  ++it->inaccessible;
   return SUCCESS;
 }
 
@@ -390,6 +394,8 @@ int cuMemUnmap(Address start, size_t bytes) {
     Mapping* it = mapping_at(start);
     start += it->bytes;
     Handle* handle = &handles[it->handle];
+    if (!it->accessible) --handle->inaccessible;
+    if (handle->inaccessible > 0) wrong(SUCCESS, "a handle unmapped while it is mapped elsewhere without access");
     if (--handle->mappings == 0 && !handle->created) give_memory_back(it->handle);
     memmove(it, it + 1, (size_t)(&mappings[mapping_count--] - (it + 1)) * sizeof *it);
   }
@@ -406,6 +412,7 @@ int cuMemSetAccess(Address start, size_t bytes, const Access* access, size_t cou
   if (mprotect(at(start), bytes, PROT_READ | PROT_WRITE) != 0) return OUT_OF_MEMORY;
   for (const Address end = start + bytes; start < end;) {
     Mapping* it = mapping_at(start);
+    if (!it->accessible) --handles[it->handle].inaccessible;
     it->accessible = 1;
     start += it->bytes;
   }

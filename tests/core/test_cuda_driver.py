@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA driver against a fake one that is strict about every call (fake_cuda.c)."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_replaced_pages_are_unmapped_first(fake_cuda: FakeCuda) -> None:
     assert (fake_cuda.calls("cuMemUnmap"), fake_cuda.calls("cuMemMap")) == (1, 1)
     request.verify()
     request.abort()
+
+
+def test_no_page_is_unmapped_while_its_access_is_not_set(fake_cuda: FakeCuda) -> None:
+    """Pages come back at other places of slots that still map them where they were (the fake driver complains)."""
+    cache = fake_cuda.cache(slots=6, budget_pages=24)
+    draw = random.Random(1)
+    paths = [""]
+    for letter in range(200):
+        beginning = draw.choice(paths)
+        kept = beginning[: draw.randrange(len(beginning) + 1)]
+        paths = [*paths[-8:], kept + chr(1000 + letter) * draw.randrange(1, 24)]
+        run(cache, ids(paths[-1][:40]))
+    assert fake_cuda.calls("cuMemUnmap") > 100
+    assert fake_cuda.complaint() == ""
 
 
 def test_a_returning_conversation_calls_nothing(fake_cuda: FakeCuda) -> None:

@@ -3,6 +3,7 @@
 VT_STRESS_SECONDS=n makes it long."""
 
 import os
+import random
 import time
 from array import array
 
@@ -92,4 +93,33 @@ def test_remapping_beside_readers() -> None:
     assert int(wrong) == 0
     assert remaps > 100 * SECONDS
     assert sweeps > 10
+    cache.check()
+
+
+def test_pages_that_come_back_elsewhere() -> None:
+    """Pages are freed and taken again at other places, in every order of driver calls that binds come to: one that is
+    unmapped while another place of it has no access yet would be lost (csrc/cuda_driver.cpp)."""
+    cache = KVCache(
+        driver="cuda", page_bytes=0, token_bytes=PAGE // TOKENS_A_PAGE, slots=25, slot_tokens=1040, budget_pages=188
+    )
+    cache.set_stream(torch.cuda.current_stream().cuda_stream)
+    draw = random.Random(1)
+    paths: list[array[int]] = [array("q")]
+    end, binds = time.perf_counter() + SECONDS, 0
+    while time.perf_counter() < end:
+        old = draw.choice(paths)
+        new = array("q", (draw.randrange(2**40) for _ in range(draw.randrange(1, 400))))
+        path = (old[: draw.randrange(len(old) + 1)] + new)[:1040]
+        paths = [*paths[-20:], path]
+        node, _ = cache.match(None, path, len(path) - 1)
+        cache.lock(node)
+        slot = cache.bind(None, node, len(path))[0]
+        cache.unlock(node)
+        cache.record(slot, path)
+        cache.release(slot)
+        binds += 1
+    torch.cuda.synchronize()
+    counters = cache.counters()
+    print(f"\n{binds} binds, {counters}")
+    assert counters["pages_unmapped"] > 1000
     cache.check()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which attention kernels a server runs: `--vtensor-prefill-kernel` and `--vtensor-decode-kernel`.
 
-`auto` is what was measured to be faster of what servers run (docs/performance.md): FlashAttention-3 for prefill, where
-it can be had, and the project's own for decode.
+`auto` is what was measured to be faster (docs/performance.md): for decode the project's own; for prefill
+FlashAttention-3 where it can be had, but for models with one KV head a GPU the project's own for Hopper GPUs.
 """
 
 import logging
@@ -13,15 +13,17 @@ import torch
 from vt_sglang.adapter.decode import TritonDecode
 from vt_sglang.adapter.fa3 import Fa3Decode, Fa3Prefill, Fa3UnavailableError
 from vt_sglang.adapter.kv_pool import VTensorKVPool
-from vt_sglang.adapter.prefill import TritonPrefill
+from vt_sglang.adapter.layers import attention_layers
+from vt_sglang.adapter.prefill import TritonPrefill, hopper_takes
 from vt_sglang.config import Kernel
+from vt_sglang.triton_kernels.prefill_hopper import on_hopper
 
 logger = logging.getLogger(__name__)
 
 
 def prefill_kernel(wanted: Kernel, pool: VTensorKVPool, model: torch.nn.Module) -> TritonPrefill | Fa3Prefill:
     """ValueError if FlashAttention-3 is asked for by name and cannot be had."""
-    if wanted is Kernel.TRITON:
+    if wanted is Kernel.TRITON or (wanted is Kernel.AUTO and _one_kv_head_on_hopper(pool, model)):
         return TritonPrefill(pool, model)
     try:
         return Fa3Prefill(pool, model)
@@ -42,6 +44,12 @@ def decode_kernel(
         return Fa3Decode(pool, model)
     except Fa3UnavailableError as error:
         raise _refused("decode", error) from error
+
+
+def _one_kv_head_on_hopper(pool: VTensorKVPool, model: torch.nn.Module) -> bool:
+    return on_hopper(pool.device) and all(
+        layer.tp_k_head_num == 1 and hopper_takes(layer, pool.dtype) for layer in attention_layers(model)
+    )
 
 
 def _refused(phase: str, error: Fa3UnavailableError) -> ValueError:

@@ -21,11 +21,6 @@ def _query_starts(forward_batch: Any) -> torch.Tensor:
     return starts
 
 
-HOPPER_IN_SERVERS = False
-"""The Hopper kernel passed its tests and was measured on a GPU before its work was planned on the host and divided over
-the tokens. Until it has done so again (tests/kernels/test_prefill_hopper.py), servers run the kernel for all GPUs."""
-
-
 class TritonPrefill:
     """Attention of several new tokens a request, behind a prefix or none: on Hopper GPUs by the kernel made for them,
     as far as that goes, and by the one for all GPUs. Neither reads anything past a request's tokens.
@@ -38,7 +33,7 @@ class TritonPrefill:
     def __init__(self, pool: VTensorKVPool, model: torch.nn.Module) -> None:
         self._pool = pool
         self._scales = KVScales(pool, model)
-        self._on_hopper = HOPPER_IN_SERVERS and on_hopper(pool.device)
+        self._on_hopper = on_hopper(pool.device)
         self._plans: dict[tuple[Any, ...], PrefillPlan] = {}
         self._hopper_plans: dict[tuple[int, ...], HopperPlan] = {}
 
@@ -60,7 +55,7 @@ class TritonPrefill:
             sinks: [heads] or None.
         """
         keys, values = self._pool.slots_view(layer.layer_id)
-        if self._on_hopper and query.dtype == keys.dtype and _hopper_takes(layer, keys.dtype):
+        if self._on_hopper and query.dtype == keys.dtype and hopper_takes(layer, keys.dtype):
             plan = self._hopper_plan(layer)
             prefill_hopper_attention(
                 query, keys, values, output, self._slots, self._lengths, plan, scaling=layer.scaling, sinks=sinks
@@ -128,7 +123,8 @@ class TritonPrefill:
         return plan
 
 
-def _hopper_takes(layer: RadixAttention, dtype: torch.dtype) -> bool:
+def hopper_takes(layer: RadixAttention, dtype: torch.dtype) -> bool:
+    """Whether the kernel for Hopper GPUs can attend in such a layer, over K and V of such a type."""
     found: bool = takes(
         head_dim=layer.qk_head_dim,
         v_head_dim=layer.v_head_dim,
