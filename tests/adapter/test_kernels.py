@@ -11,7 +11,6 @@ from vt_sglang.adapter import kernels
 from vt_sglang.adapter.fa3 import Fa3UnavailableError
 from vt_sglang.config import Kernel
 
-
 POOL = SimpleNamespace(device="cpu", dtype=torch.bfloat16)
 MODEL = torch.nn.Module()
 
