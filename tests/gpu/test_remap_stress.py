@@ -115,10 +115,10 @@ def test_pages_that_come_back_elsewhere() -> None:
         cache.lock(node)
         slot = cache.bind(None, node, len(path))[0]
         cache.unlock(node)
+        torch.cuda.synchronize()  # a tail's copy: the pages it reads and writes may be unmapped from here on
         cache.record(slot, path)
         cache.release(slot)
         binds += 1
-    torch.cuda.synchronize()
     counters = cache.counters()
     print(f"\n{binds} binds, {counters}")
     assert counters["pages_unmapped"] > 1000
