@@ -28,9 +28,10 @@ $(READY): pyproject.toml CMakeLists.txt tools/install.py $(wildcard requirements
 chat: $(READY)
 	$(BIN)/vt-sglang chat $(CHAT)
 
-# TEST="tests/core -k tree": options of pytest.
+# TEST="tests/core -k tree": options of pytest. JOBS: processes at once; each may hold a server of some GiB.
+JOBS ?= 2
 test: $(READY)
-	$(BIN)/pytest $(TEST)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(TEST)
 
 lint: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

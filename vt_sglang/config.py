@@ -79,7 +79,7 @@ class VTensorConfig:
     """What attends in prefill on a GPU."""
     decode_kernel: Kernel = Kernel.AUTO
     """What attends in decode on a GPU."""
-    shared_decode: bool = False
+    shared_decode: bool = True
     """Whether decode on a GPU reads what requests share once for all of them."""
     exportable_pages: bool = False
     """Pages of GPU memory whose handles other processes can be given, as NCCL needs to register them."""

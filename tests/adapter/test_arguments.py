@@ -54,9 +54,9 @@ def test_stock_is_left_alone(model: Path) -> None:
 
 def test_flags_reach_child_processes(model: Path) -> None:
     flags = ["--vtensor-page-bytes", "64KiB", "--vtensor-check", "--vtensor-exportable-pages"]
-    flags += ["--vtensor-shared-decode", "auto"]
+    flags += ["--vtensor-shared-decode", "off"]
     _parse(model, "--radix-cache-backend", "vtensor", *flags)
-    expected = VTensorConfig(page_bytes=65536, shared_decode=True, exportable_pages=True, check=True)
+    expected = VTensorConfig(page_bytes=65536, shared_decode=False, exportable_pages=True, check=True)
     assert VTensorConfig.from_environment() == expected
     assert os.environ["VTENSOR_PAGE_BYTES"] == "65536"
 

@@ -14,7 +14,8 @@ ADAPTER_TESTS = Path(__file__).parent.parent / "adapter"
 
 
 def test_log_probabilities_are_near_stocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both of the project's choices of kernels, and stock's own two as the measure of what rounding does."""
+    """Both of the project's choices of kernels, with shared prefixes read once and without, and stock's own two as the
+    measure of what rounding does."""
     monkeypatch.syspath_prepend(str(ADAPTER_TESTS))
     import toy
     from logprobs import compare
@@ -28,13 +29,17 @@ def test_log_probabilities_are_near_stocks(tmp_path: Path, monkeypatch: pytest.M
     runs: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         "stock triton": ({"attention_backend": "triton"}, {"SGLANG_PLUGINS": ","}),
         "vtensor triton": (vtensor, {"VTENSOR_PREFILL_KERNEL": "triton"}),
+        "vtensor triton, each for itself": (
+            vtensor,
+            {"VTENSOR_PREFILL_KERNEL": "triton", "VTENSOR_SHARED_DECODE": "off"},
+        ),
     }
     if hopper:
         runs["stock fa3"] = ({"attention_backend": "fa3"}, {"SGLANG_PLUGINS": ","})
         runs["vtensor fa3"] = (vtensor, {"VTENSOR_PREFILL_KERNEL": "fa3", "VTENSOR_DECODE_KERNEL": "fa3"})
     results = {}
     for name, (arguments, environment) in runs.items():
-        folder = tmp_path / name.replace(" ", "-")
+        folder = tmp_path / name.replace(", ", " ").replace(" ", "-")
         folder.mkdir()
         settings = {
             "server_args": {
@@ -65,6 +70,12 @@ def test_log_probabilities_are_near_stocks(tmp_path: Path, monkeypatch: pytest.M
             },
         }
         results[name] = run_scheduler(folder, settings)
+    saved = {
+        name: result["vtensor"]["tally"]["decode_saved_tokens"] for name, result in results.items() if "vtensor" in name
+    }
+    print(f"\ntokens that decode did not read: {saved}")
+    assert saved.pop("vtensor triton") > 1_000_000
+    assert not any(saved.values())
     expected = results.pop("stock triton")
     report = {name: compare(expected, result)._asdict() for name, result in results.items()}
     print(f"\nagainst stock triton: {json.dumps(report)}")

@@ -50,7 +50,7 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         "--vtensor-shared-decode",
         choices=("auto", "off"),
         help="Whether decode on a GPU reads a prefix that requests share once for all of them, where that pays (auto), "
-        "or once for each (off), as FlashAttention-3 does in any case. Default: off, until it is measured in a server.",
+        "or once for each (off), as FlashAttention-3 does in any case. Default: auto.",
     )
     group.add_argument(
         "--vtensor-exportable-pages",
