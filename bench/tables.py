@@ -225,10 +225,9 @@ def _table(name: str) -> str:
         "decode": _decode,
         "prefill": _prefill,
         "shared": _shared,
-        "serve": _serve,
         "replay": _replay,
     }
-    make = makers.get(name, _chat)
+    make = makers.get(name, _serve if name.startswith("serve") else _chat)
     note = f"{result['note']}\n\n" if "note" in result else ""
     return f"<!-- {name} -->\n{_where(result)}{note}{make(result)}<!-- end -->"
 
