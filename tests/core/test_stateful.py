@@ -10,8 +10,8 @@ from core_world import World
 
 LEAST_STEPS = 10_000  # that a normal run really takes
 MUST_BE_MET = {
-    "OutOfPages", "alone", "cleared", "duplicate", "evicted", "planned", "planned before", "read together",
-    "recorded", "tail copied", "tail extended", "tail none",
+    "OutOfPages", "alone", "cleared", "duplicate", "evicted", "limit below requests", "limit evicts", "planned",
+    "planned before", "read together", "recorded", "shrunk", "tail copied", "tail extended", "tail none",
 }  # fmt: skip
 LEAST_FAILURES = 4  # kinds of driver calls that failed; which, differs with the version of hypothesis
 MET_UNDER_LIMIT = {True: {"mapping limit"}, False: {"withheld", "withheld no more"}}  # whether mappings are limited
