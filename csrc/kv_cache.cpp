@@ -207,7 +207,8 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     clear_created(fresh);
     if (tail == Tail::kCopied) {
       driver_->copy(arena_.address(slot, shared), path.back(), geometry_.tail_bytes(matched));
-      pool_[path.back()].touched = pool_[fresh.front().page].touched = begun_ + 1;
+      touch(path.back());
+      touch(fresh.front().page);
     }
   } catch (const DriverError&) {
     give_back(fresh);
@@ -528,8 +529,13 @@ void KVCache::clear_created(const std::vector<Fresh>& fresh) {
     if (pool_[it.page].cleared) continue;
     driver_->clear(arena_.address(it.slot, it.index));
     pool_[it.page].cleared = true;
-    pool_[it.page].touched = begun_ + 1;
+    touch(it.page);
   }
+}
+
+// The driver was told to copy or clear a page, and a device does that when it comes to it: ahead of the next forward.
+void KVCache::touch(PageId page) {
+  if (driver_->device() >= 0) pool_[page].touched = begun_ + 1;
 }
 
 // Adds what has to be mapped so that this many tokens behind a slot's last can be read. Returns how many pages.

@@ -222,6 +222,7 @@ class KVCache {
   void acquire(std::vector<Fresh>& fresh);
   void give_back(const std::vector<Fresh>& fresh);
   void clear_created(const std::vector<Fresh>& fresh);
+  void touch(PageId page);
   std::size_t add_guards(SlotId slot, std::size_t tokens, std::size_t guard_tokens, std::vector<Change>& changes) const;
   void map(std::span<const Change> changes, SlotId binding);
   void shed(std::span<const Change> changes, SlotId binding);

@@ -13,21 +13,23 @@ ENOUGH = 10**6  # calls
 def test_lowering_it_evicts_and_shrinking_gives_memory_back(make_cache: MakeCache, geometry: Geometry) -> None:
     cache = make_cache(geometry.token_bytes, slot_tokens=geometry.tokens_in(12))
     total = cache.total_tokens
+    tokens = geometry.tokens_in(10)
+    pages = geometry.pages_for(tokens)
     for namespace in ("a", "b"):
-        run(cache, [5] * geometry.tokens_in(10), namespace)
-    assert cache.usage()["created_pages"] == 21
-    cache.set_limit(10)
+        run(cache, [5] * tokens, namespace)
+    assert cache.usage()["created_pages"] == 2 * pages + 1
+    cache.set_limit(pages)
     usage = cache.usage()
-    assert (usage["limit_pages"], usage["budget_pages"]) == (10, 32)
-    assert usage["held_pages"] == 11, "the older of the two was evicted"
-    assert usage["created_pages"] == 21, "memory is given back by shrinking alone"
+    assert (usage["limit_pages"], usage["budget_pages"]) == (pages, 32)
+    assert usage["held_pages"] == pages + 1, "the older of the two was evicted"
+    assert usage["created_pages"] == 2 * pages + 1, "memory is given back by shrinking alone"
     assert ledger(cache) == cache.total_tokens == total
-    assert (cache.available_tokens(), cache.evictable_tokens()) == (0, geometry.tokens_in(10))
-    assert cache.shrink(ENOUGH) == 10
-    assert cache.physical_bytes() == 11 * PAGE
+    assert (cache.available_tokens(), cache.evictable_tokens()) == (0, tokens)
+    assert cache.shrink(ENOUGH) == pages
+    assert cache.physical_bytes() == (pages + 1) * PAGE
     assert cache.shrink(ENOUGH) == 0
     assert ledger(cache) == total
-    assert Request(cache, [5] * geometry.tokens_in(10), namespace="b").matched == geometry.tokens_in(10)
+    assert Request(cache, [5] * tokens, namespace="b").matched == tokens
 
 
 def test_requests_keep_what_they_have(cache: KVCache) -> None:
