@@ -197,6 +197,7 @@ nb::dict as_dict(const Counters& it) {
 nb::dict as_dict(const Usage& it) {
   nb::dict d;
   d["budget_pages"] = it.budget;
+  d["limit_pages"] = it.limit;
   d["created_pages"] = it.created;
   d["free_pages"] = it.free;
   d["held_pages"] = it.held;
@@ -390,7 +391,17 @@ NB_MODULE(_core, m) {
           [](PyCache& it, std::size_t tokens) { return unlocked([&] { return it->evict_tokens(tokens); }); },
           "tokens"_a)
       .def(
-          "trim", [](PyCache& it, std::size_t keep) { return unlocked([&] { return it->trim(keep); }); }, "keep"_a = 0)
+          "trim",
+          [](PyCache& it, std::size_t keep, std::optional<std::size_t> most_calls, bool settled) {
+            const std::size_t most = most_calls.value_or(std::numeric_limits<std::size_t>::max());
+            return unlocked([&] { return it->trim(keep, most, settled); });
+          },
+          "keep"_a = 0, "most_calls"_a = nb::none(), "settled"_a = true)
+      .def(
+          "set_limit", [](PyCache& it, std::size_t pages) { unlocked([&] { it->set_limit(pages); }); }, "pages"_a)
+      .def(
+          "shrink", [](PyCache& it, std::size_t calls) { return unlocked([&] { return it->shrink(calls); }); },
+          "most_calls"_a)
       .def("mappable_pages", [](PyCache& it) { return unlocked([&] { return it->mappable_pages(); }); })
       .def(
           "make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },

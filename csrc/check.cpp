@@ -207,12 +207,20 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
     pinned += it.pins > 0;
   }
   VERIFY(created == pool_.created() && free == pool_.free() && held == pool_.held() && pinned == pool_.pinned() &&
-             free + held == created && pool_.evictable() == held - pinned &&
-             pool_.available() + pool_.withheld() == pool_.budget() - held,
+             free + held == created && pool_.evictable() == held - pinned,
          "the ledger of pages does not add up");
-  VERIFY(
-      created + pool_.withheld() + pool_.creatable() == pool_.budget() && pool_.available() == free + pool_.creatable(),
-      "what is created, withheld and can be created is not the budget");
+  VERIFY(pool_.withheld() <= pool_.budget() - created, "pages that exist are withheld");
+  VERIFY(pool_.limit() > 1 && pool_.limit() <= pool_.budget(), "the limit is not within the budget");
+  // What may be held: as much as there is memory for, and not more than the limit. It is held, or can be taken.
+  const PageId capacity = std::min(pool_.limit(), pool_.budget() - pool_.withheld());
+  VERIFY(held > capacity ? pool_.available() == 0 && pool_.excess() == held - capacity
+                         : pool_.available() == capacity - held && pool_.excess() == 0,
+         "what is held and can be taken is not what there is memory for and the limit allows");
+  VERIFY(pool_.available() + pool_.reclaimable() == (pinned > capacity ? 0 : capacity - pinned),
+         "evicting everything would not make available what nobody pins");
+  VERIFY(pool_.creatable() == (created > capacity ? 0 : capacity - created) &&
+             pool_.available() <= free + pool_.creatable(),
+         "what can be taken neither exists nor can be created");
   PageId listed = 0;
   for (PageId page = pool_.oldest_free(); page != kNoPage; page = pool_.next_free(page)) ++listed;
   VERIFY(listed == free, "the list of free pages does not hold every free page");

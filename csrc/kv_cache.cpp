@@ -63,7 +63,7 @@ KVCache::Match KVCache::match(const std::string& name_space, std::span<const Tok
 bool KVCache::fits(const Node* node, std::size_t total_tokens) const {
   if (total_tokens <= node->end) return true;
   // A sequence longer than memory is left for may still end early: it only must not waste what there is.
-  const std::size_t pages = budget_ - pool_.withheld();
+  const std::size_t pages = pool_.capacity() - 1;  // the padding page
   return node->path_pages + std::min(geometry_.pages_for(total_tokens), pages) - geometry_.page_of(node->end) <= pages;
 }
 
@@ -79,27 +79,40 @@ void KVCache::unlock(NodeHandle node) {
 
 std::size_t KVCache::evict(std::size_t pages) {
   const std::lock_guard guard(mutex_);
-  return evict_pages(pages);
+  return evict_until(pool_.available() + pages);
 }
 
 std::size_t KVCache::evict_tokens(std::size_t tokens) {
   const std::lock_guard guard(mutex_);
   const std::size_t available = pool_.available();
   const std::size_t wanted = geometry_.pages_for(geometry_.tokens_in(available) + tokens);
-  return wanted > available ? evict_pages(wanted - available) : 0;
+  return evict_until(wanted);
 }
 
-std::size_t KVCache::evict_pages(std::size_t pages) {
+// The tokens of the leaf that was evicted; nothing if all are locked.
+std::optional<std::size_t> KVCache::evict_one() {
+  const auto evicted = tree_.evict_oldest();
+  if (!evicted) return std::nullopt;
+  ++counters_.nodes_evicted;
+  counters_.tokens_evicted += evicted->tokens;
+  return evicted->tokens;
+}
+
+// Evicts until this many pages can be taken, as far as that goes. Returns tokens evicted.
+std::size_t KVCache::evict_until(std::size_t available) {
   std::size_t tokens = 0;
-  for (std::size_t freed = 0; freed < pages;) {
-    const auto evicted = tree_.evict_oldest();
+  while (pool_.available() < available) {
+    const auto evicted = evict_one();
     if (!evicted) break;
-    freed += evicted->pages_freed;
-    tokens += evicted->tokens;
-    ++counters_.nodes_evicted;
-    counters_.tokens_evicted += evicted->tokens;
+    tokens += *evicted;
   }
   return tokens;
+}
+
+// Evicts what is held above the limit, as far as it is not pinned.
+void KVCache::evict_excess() {
+  while (pool_.excess() > 0 && evict_one()) {
+  }
 }
 
 std::size_t KVCache::mappable_pages() const {
@@ -192,7 +205,11 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   try {
     map(changes, slot);
     clear_created(fresh);
-    if (tail == Tail::kCopied) driver_->copy(arena_.address(slot, shared), path.back(), geometry_.tail_bytes(matched));
+    if (tail == Tail::kCopied) {
+      driver_->copy(arena_.address(slot, shared), path.back(), geometry_.tail_bytes(matched));
+      touch(path.back());
+      touch(fresh.front().page);
+    }
   } catch (const DriverError&) {
     give_back(fresh);
     throw;
@@ -475,22 +492,22 @@ void KVCache::create_pages(std::size_t pages) {
 }
 
 void KVCache::retry_withheld(bool now) {
-  if (pool_.withheld() > 0 && (now || begun_ >= retry_at_)) create_page();
+  if (pool_.withheld() > 0 && pool_.created() < pool_.limit() && (now || begun_ >= retry_at_)) create_page();
 }
 
 // Creates and evicts until this many pages are free, so that taking them cannot fail. False where that cannot be.
 bool KVCache::free_pages(std::size_t pages) {
-  const auto deliverable = [&] { return pool_.available() + pool_.evictable() >= pages; };
+  const auto deliverable = [&] { return pool_.available() + pool_.reclaimable() >= pages; };
   retry_withheld(false);
   if (!deliverable()) return false;
   create_pages(pages);
   if (!deliverable()) return false;
-  if (pool_.available() < pages) evict_pages(pages - pool_.available());
+  evict_until(pages);
   return true;
 }
 
 void KVCache::require(std::size_t pages) {
-  if (!free_pages(pages)) throw OutOfPages(pages, pool_.available() + pool_.evictable());
+  if (!free_pages(pages)) throw OutOfPages(pages, pool_.available() + pool_.reclaimable());
 }
 
 void KVCache::acquire(std::vector<Fresh>& fresh) {
@@ -512,7 +529,13 @@ void KVCache::clear_created(const std::vector<Fresh>& fresh) {
     if (pool_[it.page].cleared) continue;
     driver_->clear(arena_.address(it.slot, it.index));
     pool_[it.page].cleared = true;
+    touch(it.page);
   }
+}
+
+// The driver was told to copy or clear a page, and a device does that when it comes to it: ahead of the next forward.
+void KVCache::touch(PageId page) {
+  if (driver_->device() >= 0) pool_[page].touched = begun_ + 1;
 }
 
 // Adds what has to be mapped so that this many tokens behind a slot's last can be read. Returns how many pages.
@@ -563,23 +586,56 @@ void KVCache::shed(std::span<const Change> changes, SlotId binding) {
                           "pages with --vtensor-page-bytes");
 }
 
-std::size_t KVCache::trim(std::size_t keep) {
+std::size_t KVCache::trim(std::size_t keep, std::size_t most_calls, bool settled) {
   const std::lock_guard guard(mutex_);
-  if (pool_.free() <= keep) return 0;
-  // A slot in flight is left as it is, and with it what it maps.
-  std::vector<bool> untouchable(pool_.budget());
-  for (const auto& [forward, slot] : draining_)
-    for (std::size_t index = 0; index < arena_.extent(slot); ++index)
-      if (const PageId page = arena_.mapped(slot, index); page != kNoPage) untouchable[page] = true;
+  return trim_pages(keep, most_calls, settled);
+}
+
+void KVCache::set_limit(std::size_t pages) {
+  const std::lock_guard guard(mutex_);
+  if (pages == 0 || pages > budget_)
+    throw std::invalid_argument("the limit must be 1 to " + std::to_string(budget_) + " pages, not " +
+                                std::to_string(pages));
+  pool_.set_limit(static_cast<PageId>(pages) + 1);
+  evict_excess();
+}
+
+std::size_t KVCache::shrink(std::size_t most_calls) {
+  const std::lock_guard guard(mutex_);
+  evict_excess();
+  if (pool_.created() <= pool_.limit()) return 0;
+  const PageId surplus = pool_.created() - pool_.limit();
+  return trim_pages(pool_.free() - std::min(pool_.free(), surplus), most_calls, false);
+}
+
+// By page, whether a slot in flight maps it behind what it holds: such a slot is left as it is, and with it what it
+// maps.
+std::vector<bool> KVCache::mapped_in_flight() const {
+  std::vector<bool> pages(pool_.budget());
+  const auto mark = [&](SlotId slot, std::size_t from) {
+    for (std::size_t index = from; index < arena_.extent(slot); ++index)
+      if (const PageId page = arena_.mapped(slot, index); page != kNoPage) pages[page] = true;
+  };
+  for (const auto& [forward, slot] : draining_) mark(slot, 0);
   for (SlotId slot = 0; slot < slots_.size(); ++slot)
-    if (slots_[slot].state == State::kLive && slots_[slot].guard_reader > completed_)
-      for (std::size_t index = slots_[slot].pages; index < arena_.extent(slot); ++index)
-        if (const PageId page = arena_.mapped(slot, index); page != kNoPage) untouchable[page] = true;
+    if (slots_[slot].state == State::kLive && slots_[slot].guard_reader > completed_) mark(slot, slots_[slot].pages);
+  return pages;
+}
+
+std::size_t KVCache::trim_pages(std::size_t keep, std::size_t most_calls, bool settled) {
+  if (pool_.free() <= keep) return 0;
+  const std::vector<bool> untouchable = mapped_in_flight();
+  std::vector<std::uint32_t> mappings(pool_.budget());
+  for (SlotId slot = 0; slot < slots_.size(); ++slot)
+    for (const PageId page : arena_.mapped(slot))
+      if (page != kNoPage) ++mappings[page];
   std::vector<bool> chosen(pool_.budget());
   std::vector<PageId> pages;
-  for (PageId page = pool_.oldest_free(); page != kNoPage && pool_.free() - pages.size() > keep;
+  std::size_t calls = 0;
+  for (PageId page = pool_.oldest_free(); page != kNoPage && pool_.free() - pages.size() > keep && calls < most_calls;
        page = pool_.next_free(page)) {
-    if (untouchable[page]) continue;
+    if (untouchable[page] || (!settled && pool_[page].touched > completed_)) continue;
+    calls += mappings[page] + 1;
     chosen[page] = true;
     pages.push_back(page);
   }
@@ -598,17 +654,9 @@ std::size_t KVCache::trim(std::size_t keep) {
 
 Usage KVCache::usage() const {
   const std::lock_guard guard(mutex_);
-  return {budget_,
-          pool_.created(),
-          pool_.free(),
-          pool_.held(),
-          pool_.evictable(),
-          pool_.withheld(),
-          static_cast<SlotId>(slots_.size()),
-          live_slots_,
-          tree_.nodes(),
-          tree_.tokens(),
-          live_tokens_,
+  return {budget_,      pool_.limit() - 1, pool_.created(),  pool_.free(),
+          pool_.held(), pool_.evictable(), pool_.withheld(), static_cast<SlotId>(slots_.size()),
+          live_slots_,  tree_.nodes(),     tree_.tokens(),   live_tokens_,
           arena_.runs()};
 }
 
@@ -629,14 +677,16 @@ std::size_t KVCache::available_tokens() const {
 
 std::size_t KVCache::evictable_tokens() const {
   const std::lock_guard guard(mutex_);
-  return geometry_.tokens_in(pool_.available() + pool_.evictable()) - geometry_.tokens_in(pool_.available());
+  return geometry_.tokens_in(pool_.available() + pool_.reclaimable()) - geometry_.tokens_in(pool_.available());
 }
 
-// Counted from the pinned and withheld pages and not as what is left over, so that the sum proves something: it misses
-// the total when a page is lost, and when a request that SGLang has forgotten still holds its slot.
+// Counted from the pages pinned and withheld, by the limit too, and not as what is left over, so that the sum proves
+// something: it misses the total when a page is lost, and when a request that SGLang has forgotten still holds its
+// slot.
 std::size_t KVCache::protected_tokens() const {
   const std::lock_guard guard(mutex_);
-  return total_tokens() - geometry_.tokens_in(budget_ - (pool_.pinned() - 1) - pool_.withheld()) - live_tokens_;
+  const PageId left = pool_.capacity() - std::min(pool_.capacity(), pool_.pinned());
+  return total_tokens() - geometry_.tokens_in(left) - live_tokens_;
 }
 
 SlotId KVCache::idle_slots() const {
@@ -646,7 +696,7 @@ SlotId KVCache::idle_slots() const {
 
 std::size_t KVCache::deliverable_pages() const {
   const std::lock_guard guard(mutex_);
-  return pool_.available() + pool_.evictable();
+  return pool_.available() + pool_.reclaimable();
 }
 
 std::size_t KVCache::node_tokens(NodeHandle node) const {

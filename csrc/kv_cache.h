@@ -54,7 +54,7 @@ struct Counters {
 
 // Now, in pages and tokens.
 struct Usage {
-  PageId budget, created, free, held, evictable, withheld;
+  PageId budget, limit, created, free, held, evictable, withheld;
   SlotId slots, slots_live;
   std::size_t nodes, tree_tokens, live_tokens;
   std::size_t mapping_runs;
@@ -142,10 +142,16 @@ class KVCache {
   void create_ahead(std::size_t pages, bool retry);
   // Pages that can be mapped besides those of live and draining slots, after shedding all else.
   std::size_t mappable_pages() const;
-  // Gives free pages back to the driver until this many are left; pages of slots in flight are passed over. The source
-  // of a tail's copy is not known to be in use: copies that were queued must have come to their end.
-  // Returns pages given back.
-  std::size_t trim(std::size_t keep);
+  // Gives free pages back to the driver until this many are left, by about so many driver calls at most (every mapping
+  // of a page is one); pages of slots in flight are passed over. So are, unless all is `settled`, pages that the driver
+  // was told to copy or to clear ahead of a forward that is not completed. Returns pages given back.
+  std::size_t trim(std::size_t keep, std::size_t most_calls, bool settled);
+  // How many pages may exist beside the padding page, from now on; 1 up to the budget. What is above it is evicted, as
+  // far as it is not pinned; see `shrink`.
+  void set_limit(std::size_t pages);
+  // Evicts what is held above the limit, and gives free pages above it back to the driver by about so many calls, while
+  // forwards may be in flight. Returns pages given back. To be called again while more exist than the limit allows.
+  std::size_t shrink(std::size_t most_calls);
   // Forgets every recorded sequence. No slot may be live and no node locked.
   void clear();
 
@@ -216,10 +222,15 @@ class KVCache {
   void acquire(std::vector<Fresh>& fresh);
   void give_back(const std::vector<Fresh>& fresh);
   void clear_created(const std::vector<Fresh>& fresh);
+  void touch(PageId page);
   std::size_t add_guards(SlotId slot, std::size_t tokens, std::size_t guard_tokens, std::vector<Change>& changes) const;
   void map(std::span<const Change> changes, SlotId binding);
   void shed(std::span<const Change> changes, SlotId binding);
-  std::size_t evict_pages(std::size_t pages);
+  std::optional<std::size_t> evict_one();
+  std::size_t evict_until(std::size_t available);
+  void evict_excess();
+  std::size_t trim_pages(std::size_t keep, std::size_t most_calls, bool settled);
+  std::vector<bool> mapped_in_flight() const;
   std::size_t room_for_mappings() const;
   void make_idle(SlotId slot);
 

@@ -8,7 +8,7 @@
 
 namespace vt {
 
-PagePool::PagePool(Driver& driver, PageId budget) : driver_(driver), pages_(budget) {}
+PagePool::PagePool(Driver& driver, PageId budget) : driver_(driver), pages_(budget), limit_(budget) {}
 
 void PagePool::create() {
   if (created_ == budget()) throw InvariantError("every page is created already");

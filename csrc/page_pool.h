@@ -8,8 +8,12 @@
 //
 // Where the driver has no memory for another page, those that are not created are withheld: they cannot be taken, and
 // the ledger shows it, until a page can be created again.
+//
+// A limit below the budget withholds pages too, and is counted by itself. It may be set below what is held: then no
+// page can be taken before as many are free again, and what exists above it is to be evicted and destroyed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -25,6 +29,7 @@ struct Page {
   SlotId writer = kNoSlot;     // the one slot that may write past `recorded` (invariant 4)
   bool created = false;
   bool cleared = false;       // its memory was filled with zeros since it was created
+  std::uint64_t touched = 0;  // the forward ahead of which the driver was last told to copy or clear it
   PageId previous = kNoPage;  // neighbours in the free list
   PageId next = kNoPage;
 };
@@ -67,7 +72,11 @@ class PagePool {
 
   void prefetch(PageId page) const { __builtin_prefetch(&pages_[page], 1); }
 
+  // How many pages may exist at one time, from now on; at most the budget.
+  void set_limit(PageId pages) { limit_ = pages; }
+
   PageId budget() const { return static_cast<PageId>(pages_.size()); }
+  PageId limit() const { return limit_; }
   PageId created() const { return created_; }
   PageId free() const { return free_; }
   PageId held() const { return held_; }
@@ -76,12 +85,19 @@ class PagePool {
   PageId evictable() const { return evictable_; }
   // Pages not created that cannot be taken, because there was no memory for one of them.
   PageId withheld() const { return withheld_; }
-  // Pages not created that can be taken as far as is known.
-  PageId creatable() const { return budget() - created_ - withheld_; }
+  // Pages that may be held, as far as is known.
+  PageId capacity() const { return std::min(limit_, budget() - withheld_); }
+  // Pages not created that can be taken.
+  PageId creatable() const { return less(capacity(), created_); }
   // Pages that can be taken now without evicting.
-  PageId available() const { return budget() - held_ - taken_ - withheld_; }
+  PageId available() const { return less(capacity(), held_ + taken_); }
+  // Pages held above the capacity: as many have to be evicted before one becomes available.
+  PageId excess() const { return less(held_ + taken_, capacity()); }
+  // Pages more that evicting every unlocked node makes available.
+  PageId reclaimable() const { return less(evictable_, excess()); }
 
  private:
+  static PageId less(PageId from, PageId what) { return from > what ? from - what : 0; }
   void unlink(PageId page);
   void append(PageId page);
 
@@ -91,6 +107,7 @@ class PagePool {
   std::vector<PageId> destroyed_;  // a heap with the lowest id first, so that page ids stay dense
   PageId free_head_ = kNoPage;
   PageId free_tail_ = kNoPage;
+  PageId limit_;
   PageId created_ = 0;
   PageId withheld_ = 0;
   PageId free_ = 0;

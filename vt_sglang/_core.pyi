@@ -64,10 +64,12 @@ class Counters(TypedDict):
 class Usage(TypedDict):
     """What is in use now. `budget_pages` leaves the padding page out; the other page counts include it.
 
-    `withheld_pages` are those of the budget that were never created and cannot be for now, as there is no memory.
+    `limit_pages` may exist at one time, the padding page aside again. `withheld_pages` are those of the budget that do
+    not exist and cannot be created for now, as there is no memory.
     """
 
     budget_pages: int
+    limit_pages: int
     created_pages: int
     free_pages: int
     held_pages: int
@@ -298,13 +300,33 @@ class KVCache:
         """This forward and all before it have come to their end. ValueError if it has not begun."""
 
     def evict(self, pages: int) -> int:
-        """Evict, least recently used first, until `pages` pages became free or nothing is left. Returns tokens."""
+        """Evict, least recently used first, until `pages` pages more can be taken or nothing is left. Returns tokens."""
 
     def evict_tokens(self, tokens: int) -> int:
         """The same until `tokens` tokens more are available, in whole pages."""
 
-    def trim(self, keep: int = 0) -> int:
-        """Give free pages back to the driver until `keep` are left. Returns how many were."""
+    def trim(self, keep: int = 0, most_calls: int | None = None, settled: bool = True) -> int:
+        """Give free pages back to the driver until `keep` are left.
+
+        Args:
+            most_calls: stop after about so many calls of the driver: one for the page and one for each of its mappings.
+            settled: every copy and clear that the driver was told of is done. If not, pages of those that stand ahead
+                of a forward not completed are passed over.
+
+        Returns:
+            How many pages were given back.
+        """
+
+    def set_limit(self, pages: int) -> None:
+        """Let so many pages exist at one time, beside the padding page; the budget to begin with.
+
+        What is held above that is evicted, as far as it is not pinned: no page can be taken before fewer are held.
+        `shrink` gives the memory back. ValueError unless it is 1 up to the budget.
+        """
+
+    def shrink(self, most_calls: int) -> int:
+        """Evict what is held above the limit, and give free pages above it back to the driver by about `most_calls`
+        calls; forwards may be in flight. Returns pages given back: call again while more exist than the limit allows."""
 
     def make_room(self, pages: int) -> bool:
         """Create pages and evict, if need be, so that `pages` pages are free and can be mapped: binds and growths that

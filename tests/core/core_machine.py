@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A state machine that drives the core beside a simple model of it, with driver failures at every call.
 
-The model knows four things: what each live request holds, which prefixes were ever recorded, which of them must still
-be there, and for how many pages there is memory. A prefix is its hash (`prefix_hashes`), so the trie of all recorded
+The model knows five things: what each live request holds, which prefixes were ever recorded, which of them must still
+be there, for how many pages there is memory, and to how many the core is limited. A prefix is its hash (`prefix_hashes`), so the trie of all recorded
 sequences is a set of hashes.
 Every byte of a sequence follows from its prefix (`pattern`), so one wrong byte shows any mixing of contents.
 """
@@ -81,6 +81,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.failed = 0  # creations for which there was none
         self.withheld = 0  # pages
         self.retry_at = 0  # the forward from which on one is tried again
+        self.limit = self.world.budget_pages
         self.planner = self.make_planner()  # of the batch that decodes
 
     def teardown(self) -> None:
@@ -144,7 +145,16 @@ class CoreMachine(RuleBasedStateMachine):
             left -= usage["withheld_pages"]
         if self.memory_pages is not None:
             left = min(left, self.memory_pages - usage["created_pages"])
-        return usage["free_pages"] + left + usage["evictable_pages"]
+        return min(usage["free_pages"] + left + usage["evictable_pages"], self.unpinned())
+
+    def unpinned(self) -> int:
+        """Pages that the limit leaves to be taken, if everything that is not locked is evicted."""
+        usage = self.cache.usage()
+        return max(self.limit + 1 - (usage["held_pages"] - usage["evictable_pages"]), 0)
+
+    def there(self) -> int:
+        """Pages that may be held beside the padding page, as far as the core knows."""
+        return min(self.limit, self.world.budget_pages - self.cache.usage()["withheld_pages"])
 
     def note_failures(self) -> None:
         """From the last creation that failed on, forwards are counted."""
@@ -279,7 +289,7 @@ class CoreMachine(RuleBasedStateMachine):
         prompt = self.choose_prompt(namespace, pick, cut, text)
         total = min(self.longest, self.cache.total_tokens)
         self.cache.create_ahead(self.geometry.pages_for(total), retry=True)
-        while self.geometry.pages_for(total) > self.world.budget_pages - self.cache.usage()["withheld_pages"]:
+        while self.geometry.pages_for(total) > self.there():
             total -= 1
         slot = self.admit(namespace, prompt[:total], total, None, total, fault)
         if slot is not None:
@@ -516,7 +526,9 @@ class CoreMachine(RuleBasedStateMachine):
         self.same(before)
         usage = self.cache.usage()
         assert usage["free_pages"] >= pages or (
-            usage["free_pages"] + usage["evictable_pages"] == self.cache.deliverable_pages() == self.deliverable()
+            min(usage["free_pages"] + usage["evictable_pages"], self.unpinned())
+            == self.cache.deliverable_pages()
+            == self.deliverable()
         )
 
     @precondition(lambda self: self.memory_pages is None and self.steps % 4 == 0)
@@ -554,15 +566,58 @@ class CoreMachine(RuleBasedStateMachine):
         while self.begun < self.retry_at:
             self.begun = self.cache.begin_forward(ints())
 
-    @rule(keep=st.integers(0, 5), fault=trim_faults)
-    def trim(self, keep: int, fault: Fault | None) -> None:
-        """Only here do pages go back to the driver; a failure may come after some of them."""
+    @rule(keep=st.integers(0, 5), calls=st.none() | st.integers(0, 6), settled=st.booleans(), fault=trim_faults)
+    def trim(self, keep: int, calls: int | None, settled: bool, fault: Fault | None) -> None:
+        """Here and when shrinking pages go back to the driver; a failure may come after some of them."""
         free = self.cache.usage()["free_pages"]
-        self.attempt(lambda: self.cache.trim(keep), fault)
+        self.attempt(lambda: self.cache.trim(keep, calls, settled), fault)
         left = self.cache.usage()["free_pages"]
         assert min(free, keep) <= left
-        if not self.draining:
-            assert left == min(free, keep)
+        if fault is None and calls is not None:
+            assert free - left <= calls
+        if not self.draining and settled:
+            assert left == min(free, keep) if calls is None else left <= max(min(free, keep), free - (calls > 0))
+
+    @precondition(lambda self: self.steps % 3 == 0)
+    @rule(pages=st.integers(1, 40), calls=st.none() | st.integers(0, 20), fault=trim_faults)
+    def set_limit(self, pages: int, calls: int | None, fault: Fault | None) -> None:
+        """Below what is held too: what is not pinned goes at once, and requests keep what they have."""
+        if pages > self.world.budget_pages:
+            with pytest.raises(ValueError, match="the limit must be 1 to"):
+                self.cache.set_limit(pages)
+            pages = self.world.budget_pages
+        held = {slot: self.cache.slot_pages(slot) for slot in self.live}
+        evictable = self.cache.usage()["evictable_pages"]
+        self.cache.set_limit(pages)
+        self.limit = pages
+        self.note_evictions()
+        usage = self.cache.usage()
+        assert usage["held_pages"] <= pages + 1 or usage["evictable_pages"] == 0
+        assert held == {slot: self.cache.slot_pages(slot) for slot in self.live}
+        self.world.met["limit evicts"] += usage["evictable_pages"] < evictable
+        self.world.met["limit below requests"] += usage["held_pages"] > pages + 1
+        if calls is not None:
+            self.shrink(calls, fault)
+
+    @precondition(lambda self: self.limit < self.world.budget_pages)
+    @rule()
+    def lift_limit(self) -> None:
+        self.set_limit(self.world.budget_pages, None, None)
+
+    @precondition(lambda self: self.cache.usage()["created_pages"] > self.limit + 1)
+    @rule(calls=st.integers(0, 20), fault=trim_faults)
+    def shrink(self, calls: int, fault: Fault | None) -> None:
+        """What is above the limit and nobody needs goes, and nothing else."""
+        before = self.cache.usage()
+        given_back = self.attempt(lambda: self.cache.shrink(calls), fault)
+        after = self.cache.usage()
+        gone = before["created_pages"] - after["created_pages"]
+        assert gone >= given_back
+        assert after["created_pages"] >= min(before["created_pages"], self.limit + 1)
+        assert after["held_pages"] <= self.limit + 1 or after["evictable_pages"] == 0
+        if fault is None:
+            assert gone == given_back <= calls
+        self.world.met["shrunk"] += gone > 0
 
     @precondition(lambda self: self.steps % 5 == 0)
     @rule()
@@ -579,8 +634,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.evicted = self.cache.counters()["nodes_evicted"]
         assert self.cache.usage()["tree_tokens"] == 0
         assert self.cache.usage()["held_pages"] == 1
-        withheld = self.cache.usage()["withheld_pages"]
-        assert self.cache.available_tokens() == self.geometry.tokens_in(self.world.budget_pages - withheld)
+        assert self.cache.available_tokens() == self.geometry.tokens_in(self.there())
         self.world.met["cleared"] += 1
 
     # ---- what holds at every moment
@@ -606,6 +660,9 @@ class CoreMachine(RuleBasedStateMachine):
             self.cache.available_tokens() + self.cache.evictable_tokens() + self.cache.protected_tokens() + unrecorded
         )
         assert reported == self.cache.total_tokens
+        assert usage["limit_pages"] == self.limit
+        available = max(self.there() + 1 - usage["held_pages"], 0)
+        assert self.cache.available_tokens() == self.geometry.tokens_in(available)
         assert self.cache.protected_tokens() <= self.cache.total_tokens
         assert self.cache.physical_bytes() == usage["created_pages"] * self.cache.page_bytes
         assert len(self.certain) <= usage["tree_tokens"] <= len(self.recorded)
