@@ -300,7 +300,10 @@ class KVCache:
         """This forward and all before it have come to their end. ValueError if it has not begun."""
 
     def evict(self, pages: int) -> int:
-        """Evict, least recently used first, until `pages` pages more can be taken or nothing is left. Returns tokens."""
+        """Evict, least recently used first, until `pages` pages more can be taken or nothing is left.
+
+        Returns tokens that were evicted.
+        """
 
     def evict_tokens(self, tokens: int) -> int:
         """The same until `tokens` tokens more are available, in whole pages."""
@@ -326,7 +329,10 @@ class KVCache:
 
     def shrink(self, most_calls: int) -> int:
         """Evict what is held above the limit, and give free pages above it back to the driver by about `most_calls`
-        calls; forwards may be in flight. Returns pages given back: call again while more exist than the limit allows."""
+        calls; forwards may be in flight.
+
+        Returns pages given back: call again while more exist than the limit allows.
+        """
 
     def make_room(self, pages: int) -> bool:
         """Create pages and evict, if need be, so that `pages` pages are free and can be mapped: binds and growths that

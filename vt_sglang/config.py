@@ -45,6 +45,17 @@ def parse_block_tokens(text: str) -> int:
     return int(text)
 
 
+def parse_seconds(text: str) -> float:
+    """ValueError if the text is no number of seconds, 0 or more."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{text!r} is no number of seconds; write for example 60, or 0 for never")
+    return seconds
+
+
 class Kernel(StrEnum):
     """Which attention kernel: the project's own, FlashAttention-3, or what was measured to be faster."""
 
@@ -85,6 +96,8 @@ class VTensorConfig:
     """Pages of GPU memory whose handles other processes can be given, as NCCL needs to register them."""
     event_block_tokens: int = 64
     """Tokens of the blocks that KV events tell of."""
+    idle_trim: float = 0.0
+    """Seconds without work after which the KV cache's memory goes back to the driver. 0: never."""
     check: bool = False
     """Prove every invariant of the core after every step. Slow; for finding bugs."""
 
@@ -98,6 +111,7 @@ class VTensorConfig:
             "shared_decode": parse_shared_decode,
             "exportable_pages": parse_switch,
             "event_block_tokens": parse_block_tokens,
+            "idle_trim": parse_seconds,
             "check": parse_switch,
         }
         values = {}

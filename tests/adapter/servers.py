@@ -52,8 +52,8 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running(model: Path, folder: Path) -> Iterator[str]:
-    """URL of a server that was launched with the one flag; its log goes to the folder."""
+def running(model: Path, folder: Path, *flags: str) -> Iterator[str]:
+    """URL of a server that was launched with the one flag, and these; its log goes to the folder."""
     _add_tokenizer(model)
     port, events, replay = _free_ports(3)
     published = {"publisher": "zmq", "endpoint": f"tcp://127.0.0.1:{events}"}
@@ -65,6 +65,7 @@ def running(model: Path, folder: Path) -> Iterator[str]:
     command += ["--context-length", "1024", "--max-total-tokens", "8192", "--max-running-requests", "8"]
     command += ["--chunked-prefill-size", "128", "--enable-cache-report", "--enable-metrics", "--port", str(port)]
     command += ["--kv-events-config", json.dumps(published), "--vtensor-event-block-tokens", "16"]
+    command += flags
     environment = os.environ | {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
     with open(log, "w") as output:
         process = subprocess.Popen(

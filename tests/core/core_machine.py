@@ -2,9 +2,9 @@
 """A state machine that drives the core beside a simple model of it, with driver failures at every call.
 
 The model knows five things: what each live request holds, which prefixes were ever recorded, which of them must still
-be there, for how many pages there is memory, and to how many the core is limited. A prefix is its hash (`prefix_hashes`), so the trie of all recorded
-sequences is a set of hashes.
-Every byte of a sequence follows from its prefix (`pattern`), so one wrong byte shows any mixing of contents.
+be there, for how many pages there is memory, and to how many the core is limited. A prefix is its hash
+(`prefix_hashes`), so the trie of all recorded sequences is a set of hashes. Every byte of a sequence follows from its
+prefix (`pattern`), so one wrong byte shows any mixing of contents.
 """
 
 import os

@@ -68,7 +68,8 @@ class VTensorPrefillAdder(PrefillAdder):
             result = self._judge(req, has_chunked_req, truncation_align_size, reckoned)
             if self.can_run_list or result != AddReqResult.NO_TOKEN:
                 return result
-        if self._core.usage()["withheld_pages"] == 0:
+        usage = self._core.usage()
+        if usage["withheld_pages"] == 0 and usage["limit_pages"] == usage["budget_pages"]:
             return result
         self.tree_cache.hopeless.append(req)
         return AddReqResult.OTHER  # NO_TOKEN would keep all others waiting too

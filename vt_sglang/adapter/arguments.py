@@ -19,6 +19,7 @@ from vt_sglang.config import (
     parse_block_tokens,
     parse_kernel,
     parse_page_bytes,
+    parse_seconds,
     parse_shared_decode,
 )
 
@@ -65,6 +66,13 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         help="Tokens of the blocks that KV events (--kv-events-config) tell of. Default: 64.",
     )
     group.add_argument(
+        "--vtensor-idle-trim",
+        type=_checked(parse_seconds),
+        metavar="SECONDS",
+        help="Forget what is cached, and give its memory back to the driver, once the server was idle for so "
+        "long. Default: 0, never.",
+    )
+    group.add_argument(
         "--vtensor-check",
         action="store_true",
         default=None,
@@ -87,7 +95,7 @@ def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Namespace) -> Any:
     """AROUND `ServerArgs.from_cli_args`: flags overrule the environment, which carries them to child processes."""
     given: dict[str, Any] = {}
-    for name in ("page_bytes", "prefill_kernel", "decode_kernel", "event_block_tokens"):
+    for name in ("page_bytes", "prefill_kernel", "decode_kernel", "event_block_tokens", "idle_trim"):
         if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
             given[name] = value[0]
     if (shared := getattr(arguments, "vtensor_shared_decode", None)) is not None:

@@ -84,6 +84,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "sglang.srt.managers.scheduler.Scheduler.run_batch": ("self", "batch", "pp_proxy_tensors"),
     "sglang.srt.managers.scheduler.Scheduler.process_batch_result": ("self", "batch", "result"),
     "sglang.srt.managers.scheduler.Scheduler.get_internal_state": ("self", "recv_req"),
+    "sglang.srt.managers.scheduler.Scheduler.set_internal_state": ("self", "recv_req"),
     "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._check_tree_cache": ("self",),
     "sglang.srt.mem_cache.common.release_kv_cache": ("req", "tree_cache", "is_insert"),
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache.match_prefix": ("self", "params"),

@@ -20,6 +20,7 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
         return original(scheduler, batch, *args, **kwargs)
     if cache.check_always:
         cache.core.check()
+    cache.elastic.work()
     guard = cache.kv_pool.prefill_guard_tokens if batch.forward_mode.is_extend() else cache.kv_pool.decode_guard_tokens
     slots = cache.kv_pool.batch_slots = batch.req_pool_indices_cpu.numpy()
     cache.kv_pool.batch_saved_tokens = 0.0

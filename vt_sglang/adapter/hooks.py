@@ -12,7 +12,18 @@ from sglang.srt.mem_cache.registry import register_radix_cache_backend
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.server_args import add_attention_backend_choices
 
-from vt_sglang.adapter import admission, allocation, arguments, dummy, forwards, metrics, pools, shortage, state
+from vt_sglang.adapter import (
+    admission,
+    allocation,
+    arguments,
+    dummy,
+    elastic,
+    forwards,
+    metrics,
+    pools,
+    shortage,
+    state,
+)
 from vt_sglang.adapter.attention import create_attention, support_triton
 from vt_sglang.adapter.event_publisher import describe_publisher, register_publisher
 from vt_sglang.adapter.plugin import BACKEND
@@ -44,6 +55,7 @@ _HOOKS: dict[str, tuple[HookType, Callable[..., Any]]] = {
     f"{_SCHEDULER}.run_batch": (HookType.AROUND, forwards.run_batch),
     f"{_SCHEDULER}.process_batch_result": (HookType.AROUND, forwards.process_batch_result),
     f"{_SCHEDULER}.get_internal_state": (HookType.AFTER, state.add_to_internal_state),
+    f"{_SCHEDULER}.set_internal_state": (HookType.AROUND, elastic.set_internal_state),
     f"{_PREFILL_RUNNER}.capture_prepare": (HookType.AFTER, dummy.mark),
     f"{_CHECKER}._check_tree_cache": (HookType.AROUND, state.check_when_idle),
 }

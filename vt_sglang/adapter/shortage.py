@@ -24,6 +24,7 @@ def get_new_batch_prefill(original: Callable[..., Any], scheduler: Any, running_
     cache = scheduler.tree_cache
     if not isinstance(cache, VTensorCache):
         return original(scheduler, running_batch)
+    cache.elastic.step()
     if running_batch.is_empty():
         running_batch.batch_is_full = False  # SGLang resets it only when a request of the batch ends
     plan = original(scheduler, running_batch)
@@ -39,7 +40,11 @@ def _give_up(scheduler: Any, req: Any) -> None:
     cache = scheduler.tree_cache
     usage = cache.core.usage()
     message = (
-        f"Out of memory: the KV cache has room for {len(req.full_untruncated_fill_ids)} tokens only if "
+        f"Out of memory: the KV cache would need more than the {usage['limit_pages']} pages that it is limited to, of "
+        f"{usage['budget_pages']}; raise the limit (vt-sglang memory) or send less than "
+        f"{len(req.full_untruncated_fill_ids)} tokens"
+        if usage["limit_pages"] < usage["budget_pages"] - usage["withheld_pages"]
+        else f"Out of memory: the KV cache has room for {len(req.full_untruncated_fill_ids)} tokens only if "
         f"{usage['withheld_pages']} pages are created for which there is no memory. Try again later"
     )
     prepare_abort(req, message, HTTPStatus.SERVICE_UNAVAILABLE)

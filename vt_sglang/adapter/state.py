@@ -52,5 +52,6 @@ def check_when_idle(original: Callable[..., None], checker: Any) -> None:
     original(checker)
     if isinstance(checker.tree_cache, VTensorCache):
         checker.tree_cache.check_idle()
+        checker.tree_cache.elastic.idle()
         if checker.tree_cache.metrics is not None:
             checker.tree_cache.metrics.idle()

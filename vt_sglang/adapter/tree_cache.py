@@ -66,6 +66,7 @@ class VTensorCache(BasePrefixCache):
         self.last_forward = 0
         self.forward_stream: Any = None
         self.tally = Tally()
+        self.elastic: Any = None  # an elastic.Elastic, which build_tree_cache makes
         self.metrics: Any = None  # a metrics.Metrics, once the scheduler has labels for it
         # SGLang asks a match only for its length; slices of one tensor give it without copies.
         self._lengths = torch.zeros(1, dtype=torch.int64, device=self.device).expand(self.core.slot_tokens)
@@ -189,11 +190,12 @@ def _furthest(req: Any) -> int:
 
 def build_tree_cache(context: TreeCacheBuildContext) -> VTensorCache:
     """Factory of `--radix-cache-backend vtensor`."""
-    from vt_sglang.adapter import hooks
+    from vt_sglang.adapter import elastic, hooks
     from vt_sglang.adapter.kv_pool import as_vtensor_pool
 
     hooks.verify()
     as_vtensor_pool(context.params.token_to_kv_pool_allocator.get_kvcache())
     cache = VTensorCache(context.params)
+    cache.elastic = elastic.Elastic(cache.core, VTensorConfig.from_environment().idle_trim)
     cache.forward_stream = context.tp_worker.model_runner.forward_stream
     return cache

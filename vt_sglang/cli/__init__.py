@@ -5,6 +5,7 @@ import typer
 
 from vt_sglang.cli.chat import chat
 from vt_sglang.cli.doctor import doctor
+from vt_sglang.cli.memory import memory
 from vt_sglang.cli.replay import replay
 from vt_sglang.cli.report import report
 from vt_sglang.cli.watch import watch
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(chat)
 app.command()(doctor)
+app.command()(memory)
 app.command()(replay)
 app.command()(report)
 app.command()(watch)

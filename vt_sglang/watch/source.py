@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of a server: `/metrics` and `/server_info`, and nothing else."""
+"""What is asked of a server: `/metrics` and `/server_info`; and what it is told."""
 
 import http.client
 import json
@@ -69,9 +69,20 @@ class Source:
             raise NoAnswerError(f"{self.url}/server_info is not JSON; is this the server of an SGLang?")
         return found
 
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON that the server answers to this one. NoAnswerError, also where there is nothing at this path."""
+        headers = self._headers | {"Content-Type": "application/json"}
+        answer = self._ask(path, urllib.request.Request(self.url + path, json.dumps(body).encode(), headers))
+        try:
+            return json.loads(answer or b"")
+        except ValueError:
+            raise NoAnswerError(f"{self.url}{path} does not answer as an SGLang server does") from None
+
     def _get(self, path: str) -> bytes | None:
         """The body; None if there is nothing at this path."""
-        request = urllib.request.Request(self.url + path, headers=self._headers)
+        return self._ask(path, urllib.request.Request(self.url + path, headers=self._headers))
+
+    def _ask(self, path: str, request: urllib.request.Request) -> bytes | None:
         try:
             with self._opener.open(request, timeout=self._timeout_s) as response:
                 return bytes(response.read())

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that goes back while a server runs: by a limit, and after a while without work."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+import urllib.error
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from servers import generate, post, running, vtensor_state
+
+from vt_sglang._core import KVCache
+from vt_sglang.adapter.elastic import LIMIT, Elastic, set_internal_state
+from vt_sglang.adapter.pages import pages_by_state
+from vt_sglang.adapter.tree_cache import VTensorCache
+from vt_sglang.watch.memory import SETTING
+
+PAGE = 4096
+TOKENS = 16  # a page
+BUDGET = 100
+
+
+class World:
+    """A core, and the time."""
+
+    def __init__(self, idle_trim_s: float = 0.0) -> None:
+        self.core = KVCache(
+            driver="host", page_bytes=PAGE, token_bytes=PAGE // TOKENS, slots=5, slot_tokens=1600, budget_pages=BUDGET
+        )
+        self.now_s = 0.0
+        self.elastic = Elastic(self.core, idle_trim_s, lambda: self.now_s)
+
+    def cached(self, namespace: str, pages: int) -> None:
+        slot = self.core.bind(namespace, 0, pages * TOKENS)[0]
+        self.core.record(slot, array("q", range(pages * TOKENS)))
+        self.core.release(slot)
+
+    def created(self) -> int:
+        return self.core.usage()["created_pages"] - 1
+
+
+def test_a_limit_evicts_and_gives_back_between_steps() -> None:
+    world = World()
+    for name in "abc":
+        world.cached(name, 30)
+    world.elastic.set_limit(40 * PAGE + 5)  # whole pages
+    assert world.elastic.limit_bytes() == 40 * PAGE
+    assert world.core.usage()["held_pages"] - 1 == 30
+    assert world.created() == 90
+    steps = 0
+    while world.created() > 40:
+        before = world.created()
+        world.elastic.step()
+        assert before - 64 <= world.created() < before
+        steps += 1
+        world.core.check()
+    assert steps > 1
+    world.elastic.step()
+    assert world.created() == 40
+    assert world.core.match("c", array("q", range(480)))[1] == 480, "the most recently used stays"
+    assert pages_by_state(world.core.usage()) == {
+        "free": 10,
+        "pinned": 0,
+        "evictable": 30,
+        "withheld": 60,
+        "not_created": 0,
+    }
+    world.elastic.set_limit(0)
+    assert pages_by_state(world.core.usage())["not_created"] == 60
+    world.cached("d", 70)
+    world.core.check()
+
+
+@pytest.mark.parametrize("limit", [-1, 1, PAGE - 1, (BUDGET + 1) * PAGE])
+def test_a_limit_that_cannot_be(limit: int) -> None:
+    world = World()
+    with pytest.raises(ValueError, match=f"give {PAGE} .a page. to {BUDGET * PAGE}, or 0 for all"):
+        world.elastic.set_limit(limit)
+    assert world.elastic.limit_bytes() == BUDGET * PAGE
+
+
+def test_what_requests_hold_goes_when_they_end() -> None:
+    world = World()
+    slot = world.core.bind(None, 0, 50 * TOKENS)[0]
+    world.elastic.set_limit(20 * PAGE)
+    world.elastic.step()
+    assert world.created() == 50
+    assert world.core.available_tokens() == 0
+    world.core.release(slot)
+    while world.created() > 20:
+        world.elastic.step()
+    world.core.check()
+
+
+def test_idle_memory_goes_after_a_while() -> None:
+    world = World(idle_trim_s=5.0)
+    world.cached("a", 60)
+    world.now_s = 4.9
+    world.elastic.idle()
+    assert world.created() == 60
+    world.elastic.work()
+    world.now_s = 9.0
+    world.elastic.idle()
+    assert world.created() == 60
+    world.now_s = 9.9
+    for _ in range(10):
+        world.elastic.idle()
+    assert world.created() == 0
+    assert world.core.physical_bytes() == PAGE
+    world.cached("a", 60)
+    assert world.created() == 60
+    world.core.check()
+
+
+def test_without_the_flag_idle_memory_stays() -> None:
+    world = World()
+    world.cached("a", 10)
+    world.now_s = 1e6
+    world.elastic.idle()
+    assert world.created() == 10
+
+
+def test_settings_are_taken_or_passed_on(caplog: pytest.LogCaptureFixture) -> None:
+    assert LIMIT == SETTING
+    world = World()
+    cache = object.__new__(VTensorCache)
+    cache.elastic = world.elastic
+
+    def tell(tree_cache: Any, **settings: float) -> Any:
+        scheduler, request = SimpleNamespace(tree_cache=tree_cache), SimpleNamespace(server_args=settings)
+        return set_internal_state(lambda *_: "passed on", scheduler, request)
+
+    assert tell(cache, pp_max_micro_batch_size=8) == "passed on"
+    assert tell(object(), **{LIMIT: 8 * PAGE}) == "passed on"
+    assert tell(cache, **{LIMIT: 8 * PAGE}).updated
+    assert world.elastic.limit_bytes() == 8 * PAGE
+    for settings in ({LIMIT: 1}, {LIMIT: 1.5 * PAGE + 0.5}, {LIMIT: PAGE, "pp_max_micro_batch_size": 8}):
+        assert not tell(cache, **settings).updated
+    assert world.elastic.limit_bytes() == 8 * PAGE
+    assert "has to be set by itself" in caplog.text
+
+
+def _memory(server: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vt_sglang", "memory", server, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def _one(server: str, *arguments: str) -> dict[str, int]:
+    done = _memory(server, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    found: dict[str, int] = row
+    return found
+
+
+@pytest.mark.slow
+def test_a_server_gives_memory_back_and_takes_it_again(model: Path, tmp_path: Path) -> None:
+    """By the command, beside running requests; and by itself once it has been idle."""
+    draw = random.Random(1)
+    prompts = [[draw.randrange(3, 250) for _ in range(600)] for _ in range(8)]
+    with running(model, tmp_path, "--vtensor-idle-trim", "20") as server:
+        answers = [generate(server, input_ids=prompt)["output_ids"] for prompt in prompts]
+        before = _one(server)
+        assert before["limit_bytes"] == before["budget_bytes"]
+        assert before["cached_bytes"] > before["budget_bytes"] // 2
+
+        with ThreadPoolExecutor(1) as pool:
+            sampling = {"temperature": 0, "max_new_tokens": 100, "ignore_eos": True}
+            beside = pool.submit(generate, server, input_ids=prompts[0], sampling_params=sampling)
+            shrunk = _one(server, "--limit", "25%")
+            assert shrunk["limit_bytes"] <= before["budget_bytes"] // 4
+            assert shrunk["physical_bytes"] <= shrunk["limit_bytes"] + shrunk["page_bytes"]
+            assert beside.result()["output_ids"][:8] == answers[0]
+        assert generate(server, input_ids=prompts[3])["output_ids"] == answers[3]
+
+        _one(server, "--limit", "3%")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(server, input_ids=prompts[1])
+        assert refused.value.code == 503
+        assert "raise the limit" in refused.value.read().decode()
+        assert generate(server, input_ids=prompts[1][:50])["meta_info"]["completion_tokens"] == 8
+
+        assert "cannot be" in (wrong := _memory(server, "--limit", "200%")).stderr
+        assert wrong.returncode == 2
+        assert _one(server, "--limit", "none")["limit_bytes"] == before["budget_bytes"]
+        assert [generate(server, input_ids=prompt)["output_ids"] for prompt in prompts] == answers
+
+        end = time.monotonic() + 60
+        while (now := _one(server))["physical_bytes"] > now["page_bytes"]:
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        assert now["cached_bytes"] == now["pinned_bytes"] == 0
+        again = generate(server, input_ids=prompts[5])
+        assert again["output_ids"] == answers[5]
+        assert again["meta_info"]["cached_tokens"] == 0
+        assert vtensor_state(server)["leaks"] == 0
+
+
+def test_a_server_that_is_not_there() -> None:
+    done = _memory("http://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no server answers" in done.stderr
