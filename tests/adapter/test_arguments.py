@@ -54,9 +54,9 @@ def test_stock_is_left_alone(model: Path) -> None:
 
 def test_flags_reach_child_processes(model: Path) -> None:
     flags = ["--vtensor-page-bytes", "64KiB", "--vtensor-check", "--vtensor-exportable-pages"]
-    flags += ["--vtensor-shared-decode", "off"]
+    flags += ["--vtensor-shared-decode", "off", "--vtensor-idle-trim", "1.5"]
     _parse(model, "--radix-cache-backend", "vtensor", *flags)
-    expected = VTensorConfig(page_bytes=65536, shared_decode=False, exportable_pages=True, check=True)
+    expected = VTensorConfig(page_bytes=65536, shared_decode=False, exportable_pages=True, idle_trim=1.5, check=True)
     assert VTensorConfig.from_environment() == expected
     assert os.environ["VTENSOR_PAGE_BYTES"] == "65536"
 
@@ -358,4 +358,11 @@ def test_sharing_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         assert VTensorConfig.from_environment().shared_decode is shared
     monkeypatch.setenv("VTENSOR_SHARED_DECODE", "always")
     with pytest.raises(ValueError, match="VTENSOR_SHARED_DECODE: 'always' is neither auto nor off"):
+        VTensorConfig.from_environment()
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
+def test_seconds_that_cannot_be(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("VTENSOR_IDLE_TRIM", text)
+    with pytest.raises(ValueError, match="VTENSOR_IDLE_TRIM: .* is no number of seconds; write for example 60"):
         VTensorConfig.from_environment()

@@ -53,6 +53,7 @@ _COUNTERS: dict[str, tuple[str, Callable[[_Counts], float]]] = {
 
 _GAUGES: dict[str, tuple[str, Callable[[Any, _Counts], float]]] = {
     "budget_pages": ("Pages that may exist at one time.", lambda _, it: it["budget_pages"]),
+    "limit_pages": ("Pages that may exist for now, by the limit that was set.", lambda _, it: it["limit_pages"]),
     "page_bytes": ("Size of a physical page.", lambda core, _: core.page_bytes),
     "token_bytes": ("KV bytes of one token, all layers.", lambda core, _: core.token_bytes),
     "physical_bytes": ("Memory that the created pages occupy.", lambda core, _: core.physical_bytes()),
