@@ -364,5 +364,5 @@ def test_sharing_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
 def test_seconds_that_cannot_be(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("VTENSOR_IDLE_TRIM", text)
-    with pytest.raises(ValueError, match="VTENSOR_IDLE_TRIM: .* is no number of seconds; write for example 60"):
+    with pytest.raises(ValueError, match=r"VTENSOR_IDLE_TRIM: .* is no number of seconds; write for example 60"):
         VTensorConfig.from_environment()
