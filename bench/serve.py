@@ -38,7 +38,6 @@ Exit status: 1 if a request failed, a server did not start, or one reported a le
 
 import argparse
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -49,7 +48,7 @@ from common import short, write_json
 from rich.console import Console
 from rich.table import Table
 from serve_compare import RUN_METRICS, START_METRICS, compare, goals, table
-from serve_load import Load
+from serve_load import Load, vocabulary
 from serve_run import Measured, MeasuringError, Plan, measure
 
 from vt_sglang import machine
@@ -168,19 +167,11 @@ def _plan(given: argparse.Namespace) -> Plan:
         runs_per_start=given.runs_per_start,
         together=given.together,
         on_gpu=device == "cuda",
-        vocabulary=_vocabulary(Path(options.model_path)),
+        vocabulary=vocabulary(Path(options.model_path)),
         seed=given.seed,
         logs=given.logs,
         timeout_s=given.timeout,
     )
-
-
-def _vocabulary(model: Path) -> int:
-    """Ids that the model knows, as its config.json says."""
-    try:
-        return int(json.loads((model / "config.json").read_text())["vocab_size"])
-    except (KeyError, ValueError):
-        raise ValueError(f"--model: {model / 'config.json'} has no vocab_size") from None
 
 
 def result(plan: Plan, measured: Measured) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The load of a serving benchmark: conversations of random token ids, all of the same lengths."""
 
+import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 from vt_sglang.chat.script import RESERVED_TOKENS, Script, Turn
 from vt_sglang.chat.workload import Workload
@@ -54,3 +56,11 @@ class Load:
             for _ in range(self.clients)
         ]
         return Workload(scripts, self.clients, self.output_tokens)
+
+
+def vocabulary(model: Path) -> int:
+    """Ids that the model knows, as its config.json says."""
+    try:
+        return int(json.loads((model / "config.json").read_text())["vocab_size"])
+    except (KeyError, ValueError):
+        raise ValueError(f"--model: {model / 'config.json'} has no vocab_size") from None
