@@ -24,10 +24,9 @@ def prefill_plan_kernel(
     query_starts,  # [batch + 1] int32: where each request's new tokens begin among the batch's, and the end
     tile_requests,  # [tiles] int32, written: whose rows a tile has; -1: nobody's
     tile_indices,  # [tiles] int32, written: which of his tiles it is
-    lengths,  # [batch]: tokens, the new ones included; or None
+    among,  # [batch] int32: not 0 for requests that are dealt out; or None: all are
     batch,
     GROUP: tl.constexpr,
-    SHORTER_THAN: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
 ):
@@ -38,8 +37,8 @@ def prefill_plan_kernel(
     starts = tl.load(query_starts + requests, mask=mask, other=0)
     stops = tl.load(query_starts + requests + 1, mask=mask, other=0)
     tiles = tl.cdiv((stops - starts) * GROUP, BLOCK_ROWS)
-    if lengths is not None:
-        tiles = tl.where(tl.load(lengths + requests, mask=mask, other=0) < SHORTER_THAN, tiles, 0)
+    if among is not None:
+        tiles = tl.where(tl.load(among + requests, mask=mask, other=0) != 0, tiles, 0)
     ends = tl.cumsum(tiles, 0)
     request = tl.sum(((ends <= tile) & mask).to(tl.int32), 0)
     end = tl.sum(tl.where(requests == request, ends, 0), 0)
@@ -261,17 +260,15 @@ class PrefillPlan:
         query_starts: torch.Tensor,
         tokens: int,
         *,
-        lengths: torch.Tensor | None = None,
-        shorter_than: int = 0,
+        among: torch.Tensor | None = None,
         requests: int | None = None,
     ) -> None:
-        """Deal out a batch, or those of its requests that are shorter than so many tokens.
+        """Deal out a batch, or some of its requests.
 
         Args:
             query_starts: [batch + 1] int32 on the device: where each request's new tokens begin, and their end.
             tokens: new ones of all requests that are dealt out, or more.
-            lengths: [batch]: each request's tokens, prefix and new. None: all are dealt out.
-            shorter_than: only requests with fewer tokens are.
+            among: [batch] int32: not 0 for those that are dealt out. None: all are.
             requests: how many these are, or more. None: all.
         """
         batch = query_starts.shape[0] - 1
@@ -285,10 +282,9 @@ class PrefillPlan:
             query_starts,
             self.tile_requests,
             self.tile_indices,
-            lengths,
+            among,
             batch,
             GROUP=self._group,
-            SHORTER_THAN=shorter_than,
             BLOCK_ROWS=rows,
             BLOCK_BATCH=triton.next_power_of_2(batch),
         )

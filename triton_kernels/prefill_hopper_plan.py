@@ -8,7 +8,7 @@ over several (split-KV), whose partial results a second kernel merges (prefill_m
 
 All is decided on the host, which knows a prefill's lengths; nothing waits for the device. (In a batch that mixes
 prefill with decode, SGLang's host may take a request for a token longer than it is: the kernel goes by the device's
-lengths, and a tile too many is masked.)
+lengths, and a tile too many is masked. Which requests it leaves out is the host's word alone.)
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,8 @@ ROWS = 128
 """Query rows of an item."""
 
 TILE = 128
-"""Tokens a step. A request with fewer is not dealt out."""
+"""Tokens a step. A request with no more is not dealt out: it may be a token shorter than the host takes it for, and the
+kernel reads whole tiles."""
 
 FIELDS = 8
 """Numbers of a record: the request's first new token in q, its new tokens, its place in the batch; first row of the
@@ -67,7 +68,7 @@ def deal(new: Sequence[int], prefixes: Sequence[int], *, group: int, kv_heads: i
     news = np.asarray(new, np.int64)
     lengths = news + np.asarray(prefixes, np.int64)
     starts = np.cumsum(news) - news
-    row_tiles = np.where(lengths >= TILE, -(-news * group // ROWS), 0)
+    row_tiles = np.where(lengths > TILE, -(-news * group // ROWS), 0)
     request = np.repeat(np.arange(len(news)), row_tiles)
     first_row = _counted(row_tiles) * ROWS
     last = np.minimum((first_row + ROWS - 1) // group, news[request] - 1)
@@ -155,7 +156,9 @@ class HopperPlan:
         self.processors = processors or torch.cuda.get_device_properties(self._device).multi_processor_count
         self.items = self.merges = 0
         self.short_requests = self.short_tokens = 0
-        """Requests shorter than a tile that have new tokens, and these tokens: not dealt out."""
+        """Requests no longer than a tile that have new tokens, and these tokens: not dealt out."""
+        self.short = torch.empty(0, dtype=torch.int32, device=device)
+        """[batch] int32: 1 for these requests."""
         self.records = self.merge_records = torch.empty(0, FIELDS, dtype=torch.int32, device=device)
         self.partial = torch.empty(0, ROWS, head_dim, device=device)
         self.partial_lse = torch.empty(0, ROWS, device=device)
@@ -167,14 +170,18 @@ class HopperPlan:
             new: each request's new tokens.
             prefixes: each request's tokens before these.
         """
-        short = [count for count, prefix in zip(new, prefixes, strict=True) if count > 0 and count + prefix < TILE]
-        self.short_requests, self.short_tokens = len(short), sum(short)
+        news = np.asarray(new, np.int64)
+        short = (news > 0) & (news + np.asarray(prefixes, np.int64) <= TILE)
+        self.short_requests, self.short_tokens = int(short.sum()), int(news[short].sum())
         dealt = deal(new, prefixes, group=self.group, kv_heads=self.kv_heads, processors=self.processors)
         self.items, self.merges = len(dealt.records) * self.kv_heads, len(dealt.merges)
-        words = torch.from_numpy(np.concatenate([dealt.records, dealt.merges]))
+        flags = np.zeros((-(-len(short) // FIELDS), FIELDS), np.int32)
+        flags.flat[: len(short)] = short
+        words = torch.from_numpy(np.concatenate([dealt.records, dealt.merges, flags]))
         if self._device.type == "cuda":
             words = words.pin_memory().to(self._device, non_blocking=True)
-        self.records, self.merge_records = words.split([len(dealt.records), self.merges])
+        self.records, self.merge_records, flags_there = words.split([len(dealt.records), self.merges, len(flags)])
+        self.short = flags_there.view(-1)[: len(short)]
         if (places := dealt.places * self.kv_heads) > self.partial.shape[0]:
             self.partial = torch.empty(places, ROWS, self.head_dim, device=self._device)
             self.partial_lse = torch.empty(places, ROWS, device=self._device)

@@ -117,3 +117,18 @@ def test_float8_with_scales() -> None:
 def test_large_scores() -> None:
     """The softmax of scores beyond the reach of float16's and float32's exponential."""
     check(RAGGED, scale_of_q=60.0)
+
+
+def test_a_plan_of_some_requests() -> None:
+    """As the kernel for Hopper leaves some: each has all its tiles, its last ones first, however few are launched."""
+    plan = PrefillPlan(group=4, head_dim=64, v_head_dim=64, itemsize=2, device=DEVICE)
+    new, among = [100, 40, 0, 300, 1], [1, 0, 1, 0, 1]
+    starts = torch.tensor([0, *new], device=DEVICE).cumsum(0).int()
+    plan.update(starts, 101, among=torch.tensor(among, dtype=torch.int32, device=DEVICE), requests=2)
+    rows = plan.config.rows
+    of_first, of_last = -(-100 * 4 // rows), -(-4 // rows)
+    requests, indices = (it[: plan.tiles].tolist() for it in (plan.tile_requests, plan.tile_indices))
+    count = of_first + of_last
+    assert requests[:count] == [0] * of_first + [4] * of_last
+    assert indices[:count] == [*reversed(range(of_first)), *reversed(range(of_last))]
+    assert set(requests[count:]) <= {-1}

@@ -7,7 +7,7 @@ from arena import CUDA, DEVICE, Arena, assert_close
 from reference import attend
 from vt_sglang.triton_kernels.prefill import PrefillPlan, prefill_attention
 from vt_sglang.triton_kernels.prefill_hopper import prefill_hopper_attention
-from vt_sglang.triton_kernels.prefill_hopper_plan import TILE, HopperPlan
+from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
 
 pytestmark = pytest.mark.skipif(
     not CUDA or torch.cuda.get_device_capability()[0] != 9, reason="needs a GPU of compute capability 9"
@@ -64,7 +64,7 @@ def check(
     if plan.short_requests:
         starts = torch.tensor([0, *new], device=DEVICE).cumsum(0).int()
         rest = PrefillPlan(group=group, head_dim=head_dim, v_head_dim=head_dim, itemsize=2, device=DEVICE)
-        rest.update(starts, plan.short_tokens, lengths=device_lengths, shorter_than=TILE, requests=plan.short_requests)
+        rest.update(starts, plan.short_tokens, among=plan.short, requests=plan.short_requests)
         prefill_attention(query, arena.k, arena.v, out, slots, device_lengths, starts, rest, **options)
     torch.cuda.synchronize()
     first = 0
@@ -134,3 +134,4 @@ def test_large_scores() -> None:
 def test_lengths_are_the_device_s() -> None:
     check([(200, 1), (255, 1), (383, 1), (256, 1), (2047, 1), (3000, 128)], thought_longer=1)
     check([(2047, 1)], kv_heads=1, thought_longer=1)
+    check([(126, 1), (39, 1), (127, 1), (0, 5)], thought_longer=1)

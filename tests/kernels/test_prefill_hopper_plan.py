@@ -57,7 +57,7 @@ def _check(requests: Requests, *, group: int, kv_heads: int, processors: int) ->
     met = {
         (index, row): np.zeros(prefix + new, int)
         for index, (prefix, new) in enumerate(requests)
-        if prefix + new >= TILE
+        if prefix + new > TILE
         for row in range(new * group)
     }
     starts = np.cumsum([0] + [new for _, new in requests])
@@ -140,9 +140,10 @@ def test_processors_are_busy(requests: Requests, group: int, kv_heads: int, idle
 
 def test_what_is_left_to_the_other_kernel() -> None:
     plan = HopperPlan(group=4, kv_heads=2, head_dim=64, device=DEVICE, processors=10)
-    plan.update([5, 3, 0, 200, 1], [100, 126, 4, 0, 126])
-    assert (plan.short_requests, plan.short_tokens) == (2, 6)
-    assert {int(request) for request in plan.records[:, 2]} == {1, 3}
+    plan.update([5, 3, 0, 200, 1, 0, 1, 1, 28], [100, 126, 4, 0, 126, 500, 127, 128, 100])
+    assert plan.short.tolist() == [1, 0, 0, 0, 1, 0, 1, 0, 1]
+    assert (plan.short_requests, plan.short_tokens) == (4, 35)
+    assert {int(request) for request in plan.records[:, 2]} == {1, 3, 7}
     plan.update([5], [0])
     assert plan.items == plan.merges == 0
     plan.update([0, 0], [500, 0])

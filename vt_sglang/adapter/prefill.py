@@ -10,7 +10,7 @@ from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.triton_kernels.prefill import PrefillPlan, prefill_attention
 from vt_sglang.triton_kernels.prefill_hopper import on_hopper, prefill_hopper_attention, takes
-from vt_sglang.triton_kernels.prefill_hopper_plan import TILE, HopperPlan
+from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
 
 
 def _query_starts(forward_batch: Any) -> torch.Tensor:
@@ -115,8 +115,7 @@ class TritonPrefill:
                 plan.update(
                     self._starts,
                     hopper.short_tokens,
-                    lengths=self._lengths,
-                    shorter_than=TILE,
+                    among=hopper.short,
                     requests=hopper.short_requests,
                 )
             self._dealt.add(key)
