@@ -21,11 +21,16 @@ import numpy as np
 from common import write_json
 from rich.console import Console
 from rich.table import Table
+from vt_sglang.triton_kernels import shared_hopper
+from vt_sglang.triton_kernels.decode_plan import SHARED_READ, SHARED_ROWS
 
 from vt_sglang._core import KVCache, SharePlan
+from vt_sglang.adapter.sharing import LEAST_SAVED, MAX_LEVELS
 
 REPEATS = 300
-TILE, WORKERS, MEMBERS_PER_TASK = 128, 132, 16
+# Of a Llama-3-8B on a GPU with 132 multiprocessors.
+GROUP, KV_HEADS = 4, 8
+TILE, WORKERS, MEMBERS_PER_TASK = shared_hopper.TILE, 132 // KV_HEADS, SHARED_ROWS // GROUP
 MORE_THAN_CACHES = np.zeros(64 * 2**20, dtype=np.uint8)
 
 Turns = list["array[int]"]
@@ -46,7 +51,13 @@ class Batch:
         self.requests = requests
         self.slots = np.array([self._start(turns) for turns in requests])
         self.plan = SharePlan(
-            self.cache, max_batch=len(requests), max_workers=WORKERS, members_per_task=MEMBERS_PER_TASK
+            self.cache,
+            max_batch=len(requests),
+            max_workers=WORKERS,
+            members_per_task=MEMBERS_PER_TASK,
+            members_per_read=SHARED_READ * MEMBERS_PER_TASK,
+            max_levels=MAX_LEVELS,
+            least_saved=LEAST_SAVED,
         )
         self.buffer = np.zeros(self.plan.size, dtype=np.int32)
         self._next = 0

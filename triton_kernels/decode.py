@@ -36,7 +36,7 @@ from .tiles import first_visible
 
 @triton.jit
 def _request(requests, rank, there, RUN_FIELDS: tl.constexpr):
-    """What is to be known of a request: RUN_FIELDS in tiles.py. Zeros if it is not there."""
+    """What is to be known of a request: RUN_FIELDS in decode_plan.py. Zeros if it is not there."""
     fields = requests + rank * RUN_FIELDS
     return (
         tl.load(fields, there, 0),

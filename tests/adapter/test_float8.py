@@ -131,7 +131,7 @@ def test_attention_on_a_cpu(dtype: torch.dtype, k_scale: Any, v_scale: Any) -> N
             req_pool_indices=torch.tensor(slots),
             seq_lens=torch.tensor(ends),
             seq_lens_cpu=torch.tensor(ends),
-            extend_prefix_lens_cpu=list(starts),
+            extend_seq_lens_cpu=new,
         )
         backend.init_forward_metadata(batch)
         for layer, window in zip(layers, WINDOWS, strict=True):

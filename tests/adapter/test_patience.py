@@ -4,11 +4,13 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from vt_sglang._core import DriverError, KVCache, OutOfMemory, SlotsBusy
-from vt_sglang.adapter import patience
+from vt_sglang.adapter import allocation, patience
+from vt_sglang.adapter.tree_cache import VTensorCache
 
 
 @pytest.fixture
@@ -71,3 +73,41 @@ def test_other_errors_are_not_repeated(cache: Any) -> None:
     with pytest.raises(DriverError):
         patience.patiently(cache, call)
     assert call() == "done"
+
+
+class _ScarceCore:
+    """A core whose driver has no memory to map for more than so many requests at once."""
+
+    def __init__(self, core: KVCache, most: int) -> None:
+        self._core, self._most = core, most
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def grow(self, slots: np.ndarray, *arguments: Any) -> None:
+        if len(slots) > self._most:
+            raise OutOfMemory("cuMemMap failed")
+        self._core.grow(slots, *arguments)
+
+
+def test_decode_that_cannot_be_mapped_is_retracted(cache: Any) -> None:
+    """SGLang is told that there is no memory, and not by an exception, which would end the server."""
+    made = object.__new__(VTensorCache)
+    made.core = _ScarceCore(cache.core, 1)
+    made.kv_pool, made.device, made.last_forward = SimpleNamespace(decode_guard_tokens=0), torch.device("cpu"), 0
+    reqs = []
+    for _ in range(2):
+        slot = cache.core.bind(None, 0, 4)[0]
+        reqs.append(SimpleNamespace(req_pool_idx=slot, kv=SimpleNamespace(kv_allocated_len=4)))
+    batch = SimpleNamespace(tree_cache=made, reqs=reqs)
+
+    def check(selected: list[int] | None = None) -> bool:
+        return allocation.check_decode_mem(lambda *_: pytest.fail("stock"), batch, selected)
+
+    assert not check()
+    assert 0 < sum(cache.waits) < 1
+    assert cache.core.pages_to_grow(np.array([reqs[0].req_pool_idx]), np.array([5])) == 1, "nothing was half done"
+    cache.core.release(reqs[1].req_pool_idx)
+    assert check([0])
+    assert cache.core.pages_to_grow(np.array([reqs[0].req_pool_idx]), np.array([5])) == 0
+    cache.core.check()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a batch gets its memory: slots are bound and grown, and locations are arithmetic."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import torch
 from sglang.srt.managers.schedule_batch import ReqKvInfo
 
-from vt_sglang._core import DriverError, KVCache, OutOfPages
+from vt_sglang._core import DriverError, KVCache, OutOfMemory, OutOfPages
 from vt_sglang.adapter.forwards import order_copies, wait_for_forwards
-from vt_sglang.adapter.patience import patiently
+from vt_sglang.adapter.patience import WAITS_IN_DECODE_S, patiently
 from vt_sglang.adapter.tree_cache import VTensorCache
+
+logger = logging.getLogger(__name__)
 
 
 def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -103,28 +106,43 @@ def alloc_for_spec_decode(original: Callable[..., None], tree_cache: Any, *args:
 
 
 def check_decode_mem(original: Callable[..., Any], batch: Any, selected_indices: list[int] | None = None) -> bool:
-    """AROUND `ScheduleBatch.check_decode_mem`: evict so that each request can grow by a token, in whole pages.
+    """AROUND `ScheduleBatch.check_decode_mem`: let each request grow by a token, in whole pages, and evict for that.
+
+    They grow here and not only when the batch is prepared: mapping takes memory that no ledger knows of, and where the
+    driver has none, SGLang can still retract requests.
 
     Returns:
-        Whether it can.
+        Whether they could. If not, requests are retracted, and the rest asked for again.
     """
     cache = batch.tree_cache
     if not isinstance(cache, VTensorCache):
         return bool(original(batch, selected_indices))
     reqs = batch.reqs if selected_indices is None else [batch.reqs[i] for i in selected_indices]
     pages = pages_for_next_token(cache.core, reqs)
-    if cache.core.make_room(pages):
-        return True
-    if cache.core.mappable_pages() >= pages:
+    if not cache.core.make_room(pages):
+        if cache.core.mappable_pages() >= pages:
+            return False
+        wait_for_forwards(cache)  # what retracted requests map can be unmapped only then
+        if not cache.core.make_room(pages):
+            return False
+    slots, ends = _next_tokens(reqs)
+    try:
+        patiently(cache, lambda: cache.core.grow(slots, ends, cache.kv_pool.decode_guard_tokens), WAITS_IN_DECODE_S)
+    except OutOfMemory as error:
+        logger.warning("%s: of %d requests that are decoded, some have to wait", error, len(reqs))
         return False
-    wait_for_forwards(cache)  # what retracted requests map can be unmapped only then
-    return cache.core.make_room(pages)
+    return True
 
 
 def pages_for_next_token(core: KVCache, reqs: list[Any]) -> int:
     """Pages that the requests take when each grows by a token. Requests without a slot are passed over."""
+    return core.pages_to_grow(*_next_tokens(reqs))
+
+
+def _next_tokens(reqs: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Slots, and tokens that they have with one more; both [requests] int64."""
     growing = [req for req in reqs if req.req_pool_idx is not None]
-    return core.pages_to_grow(
+    return (
         np.array([req.req_pool_idx for req in growing], dtype=np.int64),
         np.array([req.kv.kv_allocated_len + 1 for req in growing], dtype=np.int64),
     )
@@ -133,5 +151,5 @@ def pages_for_next_token(core: KVCache, reqs: list[Any]) -> int:
 def _out_of_memory(cache: VTensorCache, phase: str, tokens: int, error: Exception) -> RuntimeError:
     return RuntimeError(
         f"no memory for {phase} of {tokens} tokens: {error}. {cache.available_and_evictable_str()}"
-        "Lower --max-running-requests or --mem-fraction-static"
+        "Where memory is short, lower --max-running-requests or --mem-fraction-static, or end what else uses the device"
     )

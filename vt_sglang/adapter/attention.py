@@ -51,12 +51,13 @@ class TorchAttention(AttentionBackend):
         """Read, once a forward, where each request's tokens are."""
         mode = forward_batch.forward_mode
         self._slots = forward_batch.req_pool_indices.tolist()
-        lengths = forward_batch.seq_lens_cpu
-        self._lengths = (forward_batch.seq_lens if lengths is None else lengths).tolist()
+        self._lengths = forward_batch.seq_lens.tolist()
         if mode.is_decode_or_idle():
             self._prefixes = [length - 1 for length in self._lengths]
         else:
-            self._prefixes = list(forward_batch.extend_prefix_lens_cpu)
+            # Neither lengths nor prefixes are the scheduler's: in a mixed batch it may be a token ahead.
+            new = forward_batch.extend_seq_lens_cpu
+            self._prefixes = [length - count for length, count in zip(self._lengths, new, strict=True)]
 
     def forward_extend(
         self,

@@ -24,6 +24,10 @@ from vt_sglang.triton_kernels.store import store_kv
 logger = logging.getLogger(__name__)
 
 
+MOST_HEAD_DIM = 256
+"""That the kernels are tested with, and that their tiles fit a GPU's shared memory with."""
+
+
 class GpuAttention(AttentionBackend):
     """Prefill and decode over the virtual tensors."""
 
@@ -32,7 +36,7 @@ class GpuAttention(AttentionBackend):
     def __init__(self, model_runner: Any) -> None:
         super().__init__()
         self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
-        refuse_layers(model_runner.model, caps_logits=True)
+        refuse_layers(model_runner.model, caps_logits=True, most_head_dim=MOST_HEAD_DIM)
         self._scales = KVScales(self.pool, model_runner.model)
         config = VTensorConfig.from_environment()
         self._prefill = kernels.prefill_kernel(config.prefill_kernel, self.pool, model_runner.model)

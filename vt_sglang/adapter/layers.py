@@ -13,11 +13,12 @@ def attention_layers(model: torch.nn.Module) -> Iterator[RadixAttention]:
     return (layer for layer in model.modules() if isinstance(layer, RadixAttention))
 
 
-def refuse_layers(model: torch.nn.Module, *, caps_logits: bool) -> None:
+def refuse_layers(model: torch.nn.Module, *, caps_logits: bool, most_head_dim: int | None = None) -> None:
     """ValueError that says what the model's attention layers need and the backend lacks.
 
     Args:
         caps_logits: whether the kernels can bound logits by tanh.
+        most_head_dim: elements of a head that the kernels can take. None: any number.
     """
     refused = set()
     for layer in attention_layers(model):
@@ -25,6 +26,9 @@ def refuse_layers(model: torch.nn.Module, *, caps_logits: bool) -> None:
             refused.add(f"logits capped at {layer.logit_cap} by {layer.logit_capping_method}")
         if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
             refused.add("cross-attention or bidirectional attention")
+        head_dim = max(layer.qk_head_dim, layer.v_head_dim)
+        if most_head_dim is not None and head_dim > most_head_dim:
+            refused.add(f"heads of {head_dim} elements, of which {most_head_dim} are the most")
         if layer.use_irope:
             refused.add("chunked attention")
     if refused:

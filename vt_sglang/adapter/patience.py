@@ -8,7 +8,7 @@ seconds, since others may let go of memory as well.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vt_sglang._core import OutOfMemory, SlotsBusy
@@ -20,18 +20,20 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _WAITS_S = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)
+WAITS_IN_DECODE_S = (0.0, 0.1, 0.3)
+"""Where it is better to retract a request than to wait for others to let go of memory."""
 _GIVEN_BACK = 16
 """Pages at a time."""
 
 
-def patiently(cache: VTensorCache, call: Callable[[], Result]) -> Result:
+def patiently(cache: VTensorCache, call: Callable[[], Result], waits_s: Sequence[float] = _WAITS_S) -> Result:
     """The call's result.
 
     Raises:
         OutOfMemory: the driver had no memory for it in all that time.
         whatever else the call raises.
     """
-    for wait_s in _WAITS_S:
+    for wait_s in waits_s:
         try:
             return call()
         except SlotsBusy:

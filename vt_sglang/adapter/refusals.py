@@ -37,7 +37,7 @@ _OPTIONS: tuple[tuple[str, str, Callable[[Any], bool], str], ...] = (
     ("enable_return_routed_experts", "--enable-return-routed-experts", _SET, "its buffer is sized by token slots"),
     ("enable_return_indexer_topk", "--enable-return-indexer-topk", _SET, "its buffer is sized by token slots"),
     ("enable_deterministic_inference", "--enable-deterministic-inference", _SET, "its kernels read token slots"),
-    ("enable_torch_compile", "--enable-torch-compile", _SET, "graphs are not captured yet"),
+    ("enable_torch_compile", "--enable-torch-compile", _SET, "what it compiles was never run over virtual tensors"),
     ("enable_mis", "--enable-mis", _SET, "its masks are not supported"),
     ("is_embedding", "--is-embedding", _SET, "only generation is supported"),
     ("elastic_ep_backend", "--elastic-ep-backend", _SET, "pools would have to be resized"),
