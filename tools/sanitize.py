@@ -33,15 +33,13 @@ def pip(*arguments: str | Path) -> None:
 def main() -> None:
     if not PYTHON.exists():
         venv.create(ENVIRONMENT, with_pip=True)
-    pip("-r", ROOT / "requirements/build.txt", "numpy", "pytest", "hypothesis")
-    build = [
-        "-C",
+    pip("-r", ROOT / "requirements/build.txt", "numpy", "pytest", "pytest-xdist", "hypothesis")
+    settings = (
         "cmake.define.VT_SANITIZE=ON",
-        "-C",
         "cmake.define.VT_WERROR=ON",
-        "-C",
         f"build-dir={ROOT / 'build/sanitized-core'}",
-    ]
+    )
+    build = [f"--config-settings={setting}" for setting in settings]
     pip("--no-build-isolation", "--no-deps", "--force-reinstall", *build, ROOT)
     environment = os.environ | {
         "LD_PRELOAD": f"{runtime('libasan.so')}:{runtime('libubsan.so')}",
@@ -52,7 +50,7 @@ def main() -> None:
     }
     core = ROOT / "tests/core"
     # The core's tests need neither Triton nor what tests/conftest.py prepares for the others.
-    options = ["-q", "-p", "no:cacheprovider", f"--confcutdir={core}"]
+    options = ["-q", "-p", "no:cacheprovider", "-n", "2", f"--confcutdir={core}"]
     tests = [str(PYTHON), "-m", "pytest", *options, str(core), *sys.argv[1:]]
     # Elsewhere than at the top, where the source folder would be imported in place of what was built.
     sys.exit(subprocess.run(tests, env=environment, cwd=ROOT / "tests", check=False).returncode)

@@ -107,7 +107,9 @@ def test_layers_it_cannot_do_are_refused() -> None:
         return torch.nn.Sequential(RadixAttention(8, 16, 0.25, 2, layer_id=0, **options))
 
     refuse_layers(model(sliding_window_size=128), caps_logits=False)
-    refuse_layers(model(logit_cap=30.0), caps_logits=True)
+    refuse_layers(model(logit_cap=30.0), caps_logits=True, most_head_dim=16)
+    with pytest.raises(ValueError, match="heads of 16 elements, of which 8 are the most"):
+        refuse_layers(model(), caps_logits=True, most_head_dim=8)
     for options, says in (
         ({"logit_cap": 30.0}, "logits capped at 30"),
         ({"attn_type": AttentionType.ENCODER_ONLY}, "bidirectional"),
