@@ -187,6 +187,13 @@ def test_nothing_is_written_where_the_trace_is_broken(write: Write, tmp_path: Pa
     assert written.read_text() == "before"
 
 
+def test_the_folder_of_the_result_is_made(path: Path, tmp_path: Path) -> None:
+    written = tmp_path / "report" / "replay.json"
+    result = CliRunner().invoke(app, ["replay", str(path), *SMALL, "--no-radix", "--json", str(written)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(written.read_text())["kind"] == "replay"
+
+
 def test_json_is_one_line(replay: Replay, path: Path, tmp_path: Path) -> None:
     replay(path, *SMALL, "--no-radix")
     assert json.loads((tmp_path / "result.json").read_text().splitlines()[0])["kind"] == "replay"

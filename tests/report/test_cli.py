@@ -43,8 +43,9 @@ def test_page_and_tables(tmp_path: Path) -> None:
 
 
 def test_no_table(tmp_path: Path) -> None:
-    result = report(TREE, "-o", tmp_path / "report.html", "--no-table")
+    result = report(TREE, "-o", tmp_path / "made" / "report.html", "--no-table")
     assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "made" / "report.html").is_file()
 
 
 def test_terminal_has_the_numbers(save: Save) -> None:
@@ -84,7 +85,9 @@ def test_nothing_is_written_for_a_broken_file(tmp_path: Path, content: str) -> N
     [
         ((RESULTS / "none.json",), "No such file"),
         ((RESULTS,), "Is a directory"),
-        ((TREE, "-o", "/none/report.html"), "there is no folder /none"),
+        ((TREE, "-o", "/none/at/report.html"), "there is no folder /none/at"),
+        ((TREE, "-o", TREE / "report.html"), "is no folder"),
+        ((TREE, "--picture", "/none/at/tree.png"), "there is no folder /none/at"),
         ((TREE, "--figure", "tree-times-faster"), "--figure chooses what --picture shows"),
         ((TREE, "--picture", "tree.pdf"), "pictures end in .png or .svg"),
         ((TREE, "--picture", "tree.png", "--figure", "soup"), "there is no plot soup; there are: tree-times-faster"),

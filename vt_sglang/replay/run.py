@@ -21,8 +21,6 @@ def run(settings: Settings, console: Console) -> None:
     Raises:
         TraceError, SizeError, UsageError, EncodingError: what was asked for cannot be done, with the reason.
     """
-    if settings.json is not None and not settings.json.parent.is_dir():
-        raise UsageError(f"--json {settings.json}: there is no folder {settings.json.parent}")
     if settings.json is not None:
         if settings.json.resolve() == settings.trace.resolve():
             raise UsageError(f"--json {settings.json} is the trace itself; name another file")
