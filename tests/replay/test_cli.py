@@ -2,7 +2,10 @@
 """The command `replay` from its options to its tables, its JSON and its exit status."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,3 +237,18 @@ def test_the_trace_is_not_overwritten(path: Path) -> None:
     assert result.exit_code == 2
     assert "is the trace itself" in said(result)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_an_output_without_block_characters(write: Write, encoding: str) -> None:
+    path = write([{"messages": [{"role": "user", "content": "a" * 99}]} for _ in range(3)])
+    done = subprocess.run(
+        [sys.executable, "-m", "vt_sglang", "replay", path, "--no-radix"],
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"#####" in done.stdout
+    assert b"a~" in done.stdout
+    assert b"?" not in done.stdout

@@ -2,8 +2,11 @@
 """The command `report` from its options to its exit status."""
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,3 +151,18 @@ def test_a_result_is_not_overwritten(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "one of the results that are read" in result.output
     assert copy.read_bytes() == TREE.read_bytes()
+
+
+def test_what_is_not_unicode_is_replaced(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/ok\xff.json"))
+    value = replay_result()
+    value["model"]["name"] = "a \ud800 model"
+    path.write_text(json.dumps(value))
+    page = tmp_path / "report.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "vt_sglang", "report", path, "-o", page], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok?" in done.stdout
+    assert "ok?" in page.read_text()
+    assert "a ? model" in page.read_text()

@@ -45,7 +45,7 @@ def run(
     if output:
         from vt_sglang.report.page import page
 
-        files[output] = page(found).encode()
+        files[output] = page(found).encode(errors="replace")  # a path may hold what is not Unicode
     for path, content in files.items():
         try:
             write_whole(path, content)
