@@ -207,8 +207,13 @@ def test_json_is_one_line(replay: Replay, path: Path, tmp_path: Path) -> None:
     [
         (("--capacity", "99999999999999999999999GiB"), "more than 72,057,594,037,927,936 bytes"),
         (("--page-bytes", "999999999999999999GiB"), "a page has from 1 to 72,057,594,037,927,936 bytes"),
-        (("--token-bytes", "99999999999999999999"), "more than 72,057,594,037,927,936 bytes"),
-        (("--grain", "100000000000000000"), "more than 72,057,594,037,927,936 bytes"),
+        (("--token-bytes", "99999999999999999999"), "'--token-bytes'"),
+        (("--grain", "100000000000"), "'--grain'"),
+        (("--grain", "2000000000", "--token-bytes", "1000000000"), "more than 72,057,594,037,927,936 bytes"),
+        (("--chunk", "99999999999999999999"), "'--chunk'"),
+        (("--repeats", "99999999999999999999"), "'--repeats'"),
+        (("--page-bytes", "1", "--token-bytes", "9999999"), "give a larger --page-bytes"),
+        (("--grain", "2000000000"), "give a larger --page-bytes"),
     ],
 )
 def test_sizes_that_no_cache_has(path: Path, options: tuple[str, ...], reason: str) -> None:

@@ -41,7 +41,10 @@ def run(settings: Settings, console: Console) -> None:
             outputs=settings.outputs,
         )
         progress.update(task, total=1, completed=1)
-        made = _replay(settings, read, model, page_bytes, asked, progress)
+        try:
+            made = _replay(settings, read, model, page_bytes, asked, progress)
+        except MemoryError:
+            raise UsageError("there is not enough memory for so many pages: give a larger --page-bytes") from None
     table.show(made, console)
     if settings.json is not None:
         try:
@@ -111,8 +114,8 @@ def _measure(works: list[work.Work], progress: Progress) -> distances.Distances:
 def _make(works: list[work.Work], shape: caches.Shape, pages: int) -> Any:
     try:
         return caches.make(works, shape, pages)
-    except (ValueError, MemoryError, OverflowError, TypeError) as error:
-        raise UsageError(f"no cache of {pages:,} pages of {shape.page_bytes:,} bytes can be made: {error}") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _play(core: Any, works: list[work.Work], shape: caches.Shape, progress: Progress, label: str) -> caches.Outcome:
