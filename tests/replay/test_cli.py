@@ -118,6 +118,15 @@ def test_capacities_are_chosen_where_none_are_given(replay: Replay, path: Path) 
     assert found["capacities"][-1]["vtensor"]["hit_rate"] >= 0.9 * found["infinite"]["hit_rate"]
 
 
+def test_chosen_capacities_allow_for_pages_that_are_not_full(replay: Replay, write: Write) -> None:
+    """Sessions of 20 tokens on pages of 16 take two pages each."""
+    path = write({"input_ids": list(range(100 * n, 100 * n + 20))} for _ in range(3) for n in range(50))
+    found = replay(path, "--token-bytes", "4", "--page-bytes", "64", "--no-radix").json
+    last = found["capacities"][-1]
+    assert last["bytes"] == (50 * 2 + 1) * 64
+    assert last["vtensor"]["hit_rate"] == found["infinite"]["hit_rate"] > 0.6
+
+
 def test_prefixes_are_shown_as_text(replay: Replay, write: Write) -> None:
     chat = [
         {"messages": [{"role": "system", "content": "You are [bold] terse."}, {"role": "user", "content": str(n)}]}

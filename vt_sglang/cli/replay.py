@@ -41,7 +41,8 @@ def replay(
         str | None,
         typer.Option(
             help="Sizes of the cache, by commas: 20GiB (bytes), or 200000, 200k, 0.2M (tokens). "
-            "Default: an eighth, a quarter, a half and all of what would catch everything.",
+            "Default: an eighth, a quarter, a half and all of the largest reuse distance, in pages as full as an "
+            "infinite cache's.",
             rich_help_panel=CACHE,
             show_default=False,
         ),

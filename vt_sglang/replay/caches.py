@@ -97,6 +97,12 @@ def play(core: KVCache, works: Sequence[Work], shape: Shape, on_progress: Progre
     return Outcome(matched_units, refused, seconds)
 
 
+def held(core: KVCache) -> tuple[int, int]:
+    """(units in the tree, pages that hold them)."""
+    usage = core.usage()
+    return usage["tree_tokens"], usage["held_pages"] - 1  # the padding page is nobody's
+
+
 def details(core: KVCache, grain: int, computed_tokens: int) -> dict[str, Any]:
     """What the core counted: matched tokens by where they were found, pages by state, and what page rounding costs."""
     counters, usage = core.counters(), core.usage()
