@@ -176,10 +176,13 @@ def test_requests_larger_than_the_capacity(replay: Replay, write: Write) -> None
         (("--kv-dtype", "int3"), "--kv-dtype int3: choose bfloat16"),
         (("--format", "mooncake"), "line 1: no hash_ids and no input_length"),
         (("--json", "nowhere/at/all.json"), "there is no folder nowhere/at"),
+        (("--model", "llama-3-8b", "--model", "qwen3-8b"), "--model is given more than once"),
+        (("--radix",), "--radix is given more than once"),
     ],
 )
 def test_usage_errors(path: Path, options: tuple[str, ...], reason: str) -> None:
-    result = CliRunner().invoke(app, ["replay", str(path), *SMALL, "--no-radix", *options])
+    small = SMALL[:2] if "--page-bytes" in options else SMALL
+    result = CliRunner().invoke(app, ["replay", str(path), *small, "--no-radix", *options])
     assert result.exit_code == 2
     assert reason in said(result)
 
