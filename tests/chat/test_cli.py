@@ -183,7 +183,10 @@ def test_dialogues_of_a_file_with_its_answers(chat: Chat, fake: Fake) -> None:
         (["--server-args", "'open"], "No closing quotation"),
         (["--context-length", "40"], "no turn with an answer of 32 tokens fits 40 tokens"),
         (["--max-total-tokens", "40"], "no turn with an answer of 32 tokens fits 40 tokens"),
-        (["--report", "bad.jsonl/x.json"], "the report and the toy model need a place"),
+        (["--report", "bad.jsonl/x.json"], "--report bad.jsonl/x.json: bad.jsonl is no folder"),
+        (["--report", "no/such/x.json"], "--report no/such/x.json: there is no folder no/such"),
+        (["--num-dialogues", "9" * 400], "more than 1,000,000,000 tokens; generate fewer or shorter ones"),
+        (["--system-tokens", "99999999999999"], "more than 1,000,000,000 tokens; generate fewer or shorter ones"),
         (["--only", "neither"], "'--only'"),
     ],
 )

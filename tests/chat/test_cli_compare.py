@@ -175,6 +175,10 @@ def test_a_url_where_nobody_answers() -> None:
         (["--compare", "a=", "--stock-args", "--x"], "--only, --stock-args and --vtensor-args are for"),
         (["--compare", "a=python -m sglang.launch_server"], "need --model-path"),
         (["--url", "a=http://host:1"], "need --model-path"),
+        (
+            ["--url", "a=http://host:1", "--model-path", "toy", "--server-args=--x"],
+            "--server-args would go to no server",
+        ),
         (["--url", "http://host:1"], "is not NAME=http://HOST:PORT"),
         (["--url", "a=host:1"], "is not NAME=http://HOST:PORT"),
         (["--repeats", "0"], "'--repeats'"),

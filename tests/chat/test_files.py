@@ -17,6 +17,17 @@ def test_written_in_place_of_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_one_folder_is_made_but_not_by_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "report" / "result.json"
+    check_writable(path)
+    assert list(tmp_path.iterdir()) == []
+    write_whole(path, b"content")
+    assert path.read_bytes() == b"content"
+    with pytest.raises(OSError, match=r"there is no folder .*/two/three, nor one to make it in"):
+        write_whole(tmp_path / "two" / "three" / "result.json", b"content")
+    assert list(tmp_path.iterdir()) == [path.parent]
+
+
 def test_a_link_stays_one(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     link.symlink_to(target)
@@ -26,7 +37,17 @@ def test_a_link_stays_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("function", [check_writable, lambda path: write_whole(path, b"x")])
-@pytest.mark.parametrize("path", ["/dev/null", "/proc", "/proc/result.json", "/no/such/folder/result.json"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/dev/null",
+        "/proc",
+        "/proc/result.json",
+        "/proc/no/result.json",
+        "/dev/null/result.json",
+        "/no/such/folder/result.json",
+    ],
+)
 def test_where_nothing_can_be_written(function: object, path: str) -> None:
     with pytest.raises(OSError, match=r"."):
         function(Path(path))  # type: ignore[operator]

@@ -104,6 +104,15 @@ def test_a_last_message_that_is_lost_is_found_when_nothing_follows(
     assert listening.statistics.messages == 1
 
 
+def test_idle_checks_that_find_nothing_are_no_replays(publisher: FakePublisher, listening: Subscriber) -> None:
+    asked = len(publisher.asked)
+    follow(listening, View(), lambda: len(publisher.asked) >= asked + 2)
+    assert listening.statistics.replays == 1, "that after connecting"
+    publisher.publish(stored(1), drop=True)
+    follow(listening, View(), lambda: listening.statistics.replayed == 1)
+    assert listening.statistics.replays == 2
+
+
 def test_an_answer_that_breaks_off_is_asked_for_again(publisher: FakePublisher, view: View) -> None:
     """As SGLang's publisher drops what does not fit into its queue."""
     for name in range(1, 21):

@@ -10,7 +10,9 @@ import pytest
 from event_world import CLEARED, FakePublisher, stored, wait_until
 from rich.console import Console
 
-from vt_sglang.events.watch import connectable, watch_events
+from vt_sglang.events import subscriber
+from vt_sglang.events.subscriber import Subscriber
+from vt_sglang.events.watch import Watched, connectable, watch_events
 
 
 def _console(is_terminal: bool) -> Console:
@@ -58,6 +60,30 @@ def test_nothing_there_is_said() -> None:
         == 0
     )
     assert _shown(console).startswith("not connected | events/s 0")
+
+
+def test_nothing_is_complete_before_the_replay_endpoint_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscriber, "_ASK_AGAIN_S", 0.1)
+    old = FakePublisher()
+    port, replay_port = old.ports
+    with Subscriber(old.endpoint, old.replay_endpoint, replay_timeout_s=0.2) as stream:
+        watched = Watched(stream, old.endpoint)
+
+        def says(words: str) -> bool:
+            watched.collect(0.05)
+            return watched.line().startswith(words)
+
+        old.publish(CLEARED, stored(1))
+        wait_until(lambda: says("complete") and "blocks 1 " in watched.line())
+        old.close()
+        wait_until(lambda: says("connection lost"))
+        with FakePublisher(port):  # the server is back, its replay endpoint is not
+            wait_until(lambda: not says("connection lost"))
+            assert says("waiting for the replay endpoint")
+            with FakePublisher(0, replay_port):  # it says that this server has published nothing yet
+                wait_until(lambda: says("complete"))
+                assert "blocks 0 " in watched.line()
+                assert "restarts 1" in watched.line()
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])

@@ -2,7 +2,10 @@
 """The command `replay` from its options to its tables, its JSON and its exit status."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,15 @@ def test_capacities_are_chosen_where_none_are_given(replay: Replay, path: Path) 
     assert found["capacities"][-1]["vtensor"]["hit_rate"] >= 0.9 * found["infinite"]["hit_rate"]
 
 
+def test_chosen_capacities_allow_for_pages_that_are_not_full(replay: Replay, write: Write) -> None:
+    """Sessions of 20 tokens on pages of 16 take two pages each."""
+    path = write({"input_ids": list(range(100 * n, 100 * n + 20))} for _ in range(3) for n in range(50))
+    found = replay(path, "--token-bytes", "4", "--page-bytes", "64", "--no-radix").json
+    last = found["capacities"][-1]
+    assert last["bytes"] == (50 * 2 + 1) * 64
+    assert last["vtensor"]["hit_rate"] == found["infinite"]["hit_rate"] > 0.6
+
+
 def test_prefixes_are_shown_as_text(replay: Replay, write: Write) -> None:
     chat = [
         {"messages": [{"role": "system", "content": "You are [bold] terse."}, {"role": "user", "content": str(n)}]}
@@ -164,10 +176,13 @@ def test_requests_larger_than_the_capacity(replay: Replay, write: Write) -> None
         (("--kv-dtype", "int3"), "--kv-dtype int3: choose bfloat16"),
         (("--format", "mooncake"), "line 1: no hash_ids and no input_length"),
         (("--json", "nowhere/at/all.json"), "there is no folder nowhere/at"),
+        (("--model", "llama-3-8b", "--model", "qwen3-8b"), "--model is given more than once"),
+        (("--radix",), "--radix is given more than once"),
     ],
 )
 def test_usage_errors(path: Path, options: tuple[str, ...], reason: str) -> None:
-    result = CliRunner().invoke(app, ["replay", str(path), *SMALL, "--no-radix", *options])
+    small = SMALL[:2] if "--page-bytes" in options else SMALL
+    result = CliRunner().invoke(app, ["replay", str(path), *small, "--no-radix", *options])
     assert result.exit_code == 2
     assert reason in said(result)
 
@@ -187,6 +202,13 @@ def test_nothing_is_written_where_the_trace_is_broken(write: Write, tmp_path: Pa
     assert written.read_text() == "before"
 
 
+def test_the_folder_of_the_result_is_made(path: Path, tmp_path: Path) -> None:
+    written = tmp_path / "report" / "replay.json"
+    result = CliRunner().invoke(app, ["replay", str(path), *SMALL, "--no-radix", "--json", str(written)])
+    assert result.exit_code == 0, result.output
+    assert json.loads(written.read_text())["kind"] == "replay"
+
+
 def test_json_is_one_line(replay: Replay, path: Path, tmp_path: Path) -> None:
     replay(path, *SMALL, "--no-radix")
     assert json.loads((tmp_path / "result.json").read_text().splitlines()[0])["kind"] == "replay"
@@ -197,8 +219,13 @@ def test_json_is_one_line(replay: Replay, path: Path, tmp_path: Path) -> None:
     [
         (("--capacity", "99999999999999999999999GiB"), "more than 72,057,594,037,927,936 bytes"),
         (("--page-bytes", "999999999999999999GiB"), "a page has from 1 to 72,057,594,037,927,936 bytes"),
-        (("--token-bytes", "99999999999999999999"), "more than 72,057,594,037,927,936 bytes"),
-        (("--grain", "100000000000000000"), "more than 72,057,594,037,927,936 bytes"),
+        (("--token-bytes", "99999999999999999999"), "'--token-bytes'"),
+        (("--grain", "100000000000"), "'--grain'"),
+        (("--grain", "2000000000", "--token-bytes", "1000000000"), "more than 72,057,594,037,927,936 bytes"),
+        (("--chunk", "99999999999999999999"), "'--chunk'"),
+        (("--repeats", "99999999999999999999"), "'--repeats'"),
+        (("--page-bytes", "1", "--token-bytes", "9999999"), "give a larger --page-bytes"),
+        (("--grain", "2000000000"), "give a larger --page-bytes"),
     ],
 )
 def test_sizes_that_no_cache_has(path: Path, options: tuple[str, ...], reason: str) -> None:
@@ -227,3 +254,18 @@ def test_the_trace_is_not_overwritten(path: Path) -> None:
     assert result.exit_code == 2
     assert "is the trace itself" in said(result)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_an_output_without_block_characters(write: Write, encoding: str) -> None:
+    path = write([{"messages": [{"role": "user", "content": "a" * 99}]} for _ in range(3)])
+    done = subprocess.run(
+        [sys.executable, "-m", "vt_sglang", "replay", path, "--no-radix"],
+        capture_output=True,
+        check=False,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"#####" in done.stdout
+    assert b"a~" in done.stdout
+    assert b"?" not in done.stdout

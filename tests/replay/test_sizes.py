@@ -51,12 +51,16 @@ def test_models_by_config(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("{", "Expecting property name"),
-        ("[]", "has no attribute"),
+        ("[]", "not a JSON object"),
         ("{}", "no num_attention_heads"),
         ('{"kv_lora_rank": 512}', "latent attention"),
-        ('{"num_hidden_layers": 0, "num_attention_heads": 1, "hidden_size": 8}', "a token would have 0 bytes"),
-        ('{"num_hidden_layers": "x", "num_attention_heads": 1, "hidden_size": 8}', "give --token-bytes"),
-        ('{"num_hidden_layers": 2, "num_attention_heads": 0, "hidden_size": 8}', "give --token-bytes"),
+        (
+            '{"num_hidden_layers": 0, "num_attention_heads": 1, "hidden_size": 8}',
+            "num_hidden_layers is 0, not a positive",
+        ),
+        ('{"num_hidden_layers": "x", "num_attention_heads": 1, "hidden_size": 8}', 'num_hidden_layers is "x", not'),
+        ('{"num_hidden_layers": 2, "num_attention_heads": 0, "hidden_size": 8}', "num_attention_heads is 0, not"),
+        ('{"num_hidden_layers": 2, "num_attention_heads": 9, "hidden_size": 8}', "hidden_size is less than the 9"),
     ],
 )
 def test_no_models_by_config(tmp_path: Path, content: str, reason: str) -> None:

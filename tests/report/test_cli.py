@@ -2,8 +2,11 @@
 """The command `report` from its options to its exit status."""
 
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,8 +46,9 @@ def test_page_and_tables(tmp_path: Path) -> None:
 
 
 def test_no_table(tmp_path: Path) -> None:
-    result = report(TREE, "-o", tmp_path / "report.html", "--no-table")
+    result = report(TREE, "-o", tmp_path / "made" / "report.html", "--no-table")
     assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "made" / "report.html").is_file()
 
 
 def test_terminal_has_the_numbers(save: Save) -> None:
@@ -84,7 +88,9 @@ def test_nothing_is_written_for_a_broken_file(tmp_path: Path, content: str) -> N
     [
         ((RESULTS / "none.json",), "No such file"),
         ((RESULTS,), "Is a directory"),
-        ((TREE, "-o", "/none/report.html"), "there is no folder /none"),
+        ((TREE, "-o", "/none/at/report.html"), "there is no folder /none/at"),
+        ((TREE, "-o", TREE / "report.html"), "is no folder"),
+        ((TREE, "--picture", "/none/at/tree.png"), "there is no folder /none/at"),
         ((TREE, "--figure", "tree-times-faster"), "--figure chooses what --picture shows"),
         ((TREE, "--picture", "tree.pdf"), "pictures end in .png or .svg"),
         ((TREE, "--picture", "tree.png", "--figure", "soup"), "there is no plot soup; there are: tree-times-faster"),
@@ -145,3 +151,18 @@ def test_a_result_is_not_overwritten(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "one of the results that are read" in result.output
     assert copy.read_bytes() == TREE.read_bytes()
+
+
+def test_what_is_not_unicode_is_replaced(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/ok\xff.json"))
+    value = replay_result()
+    value["model"]["name"] = "a \ud800 model"
+    path.write_text(json.dumps(value))
+    page = tmp_path / "report.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "vt_sglang", "report", path, "-o", page], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ok?" in done.stdout
+    assert "ok?" in page.read_text()
+    assert "a ? model" in page.read_text()

@@ -125,6 +125,9 @@ def test_a_server_that_is_not_there_is_an_error(server: FakeServer) -> None:
         ("http://",),
         ("127.0.0.1:port",),
         ("http://127.0.0.1:1", "--interval", "0"),
+        ("http://127.0.0.1:1", "--interval", "inf"),
+        ("http://127.0.0.1:1", "--interval", "1e300"),
+        ("http://127.0.0.1:1/ä", "--once"),
         ("http://127.0.0.1:1", "--once", "--api-key", "secret\n"),
     ],
 )
@@ -140,7 +143,16 @@ def test_addresses() -> None:
     assert normalized("http://host:1/metrics") == "http://host:1"
     assert normalized("https://host/behind/a/proxy/") == "https://host/behind/a/proxy"
     assert normalized("http://[::1]:5/server_info") == "http://[::1]:5"
-    for wrong in ("", "http://", "ftp://host", "http://host:x", "http://host?a=b"):
+    for wrong in (
+        "",
+        "http://",
+        "ftp://host",
+        "http://host:x",
+        "http://host?a=b",
+        "http://host/ä",
+        "http://host/a b",
+        "a" * 70,
+    ):
         with pytest.raises(AddressError):
             normalized(wrong)
 

@@ -16,7 +16,7 @@ from vt_sglang.chat import encoding, launch, report, toy_model
 from vt_sglang.chat.compare import Comparison, compare, merge
 from vt_sglang.chat.endpoint import ServerError
 from vt_sglang.chat.figures import figures
-from vt_sglang.chat.files import check_writable
+from vt_sglang.chat.files import check_writable, make_folder
 from vt_sglang.chat.judge import SearchPlan
 from vt_sglang.chat.launch import Launch, ServerOptions
 from vt_sglang.chat.measure import Limits, summarize
@@ -46,12 +46,15 @@ def run(settings: Settings, console: Console) -> int:
     """
     options = server_options(settings)
     try:
-        settings.report.parent.mkdir(parents=True, exist_ok=True)
         check_writable(settings.report)
+        make_folder(settings.report)  # servers' logs go there before the report does
+    except OSError as error:
+        raise UsageError(f"--report {settings.report}: {error.strerror}") from None
+    try:
         if settings.model_path is None and toy_model.ensure(TOY_MODEL):
             console.print(f"Wrote the toy model to {TOY_MODEL}")
     except OSError as error:
-        raise UsageError(f"the report and the toy model need a place: {error}") from None
+        raise UsageError(f"the toy model needs a place: {error}") from None
     most_tokens = min(options.context_length, options.max_total_tokens or options.context_length)
     source = Source(settings, encoding.for_model(options.model_path), most_tokens)
     workload = source.workload()

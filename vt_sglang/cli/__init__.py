@@ -6,6 +6,7 @@ import typer
 from vt_sglang.cli.chat import chat
 from vt_sglang.cli.doctor import doctor
 from vt_sglang.cli.memory import memory
+from vt_sglang.cli.once import OnceCommand
 from vt_sglang.cli.replay import replay
 from vt_sglang.cli.report import report
 from vt_sglang.cli.watch import watch
@@ -16,9 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(chat)
-app.command()(doctor)
-app.command()(memory)
-app.command()(replay)
-app.command()(report)
-app.command()(watch)
+app.command(cls=OnceCommand)(chat)
+app.command(cls=OnceCommand)(doctor)
+app.command(cls=OnceCommand)(memory)
+app.command(cls=OnceCommand)(replay)
+app.command(cls=OnceCommand)(report)
+app.command(cls=OnceCommand)(watch)

@@ -2,6 +2,7 @@
 """Options of `vt-sglang chat` that make no sense together."""
 
 from dataclasses import replace
+from fractions import Fraction
 from math import isfinite
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from vt_sglang.chat.generator import Shape
 from vt_sglang.chat.launch import is_whole
 from vt_sglang.chat.settings import Answers, RateOf, Saturation, Settings
 from vt_sglang.chat.thinking import Thinking
+
+MOST_GENERATED = 10**9
+"""Tokens of generated dialogues: hours of generating, and more memory than most machines have."""
 
 
 def check(settings: Settings, shape: Shape, clients: int | None, default: Shape, search: Saturation | None) -> None:
@@ -35,6 +39,8 @@ def _workload(settings: Settings, shape: Shape, default: Shape) -> list[tuple[bo
     drawn = replace(shape, seed=default.seed)  # the seed is also that of arrivals and think times
     load = settings.load
     seedless = load.rate is None and not load.think_time_s
+    a_turn = shape.user_tokens + Fraction(shape.tool_share) * shape.tool_tokens  # exact, of any size
+    tokens = shape.num_dialogues * shape.turns * a_turn + shape.system_prompts * shape.system_tokens
     said = drawn != default or (seedless and shape.seed != default.seed)
     return [
         (
@@ -42,6 +48,11 @@ def _workload(settings: Settings, shape: Shape, default: Shape) -> list[tuple[bo
             "dialogues are either read (--dialogues) or generated (--num-dialogues and so on)",
         ),
         (settings.answers is Answers.FILE and not from_file, "--answers file needs --dialogues"),
+        (
+            not from_file and tokens > MOST_GENERATED,
+            f"these dialogues would have more than {MOST_GENERATED:,} tokens; generate fewer or shorter ones "
+            "(--num-dialogues, --turns, --user-tokens and so on)",
+        ),
         (settings.skip_bad and not from_file, "--skip-bad needs --dialogues"),
         (shape.system_prompts > 1 and not shape.system_tokens, "--system-prompts needs --system-tokens"),
         (shape.tool_share != default.tool_share and not shape.tool_tokens, "--tool-share needs --tool-tokens"),
@@ -73,14 +84,18 @@ def _load(settings: Settings, clients: int | None) -> list[tuple[bool, str]]:
 
 def _servers(settings: Settings) -> list[tuple[bool, str]]:
     sides = settings.sides
-    foreign = any(side.url or is_whole(side.words) for side in sides)
+    theirs = [bool(side.url or is_whole(side.words)) for side in sides]
     return [
         (
             bool(sides) and bool(settings.only or settings.stock_args or settings.vtensor_args),
             "--only, --stock-args and --vtensor-args are for stock and vtensor; give other servers by --compare alone",
         ),
         (
-            foreign and settings.model_path is None,
+            bool(sides) and all(theirs) and bool(settings.server_args),
+            "--server-args would go to no server: one with a --url runs already, and a whole launch line is complete",
+        ),
+        (
+            any(theirs) and settings.model_path is None,
             "servers with a --url or a whole launch line need --model-path: its tokenizer encodes the dialogues",
         ),
     ]

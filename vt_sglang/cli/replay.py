@@ -8,7 +8,7 @@ import typer
 
 from vt_sglang.cli.console import make_console
 from vt_sglang.replay.form import Format
-from vt_sglang.replay.sizes import DTYPE_BYTES, MODELS
+from vt_sglang.replay.sizes import DTYPE_BYTES, LARGEST_BYTES, MODELS, MOST_TOKENS
 
 TRACE, CACHE, OUTPUT = "Trace", "Cache", "Output"
 
@@ -41,7 +41,8 @@ def replay(
         str | None,
         typer.Option(
             help="Sizes of the cache, by commas: 20GiB (bytes), or 200000, 200k, 0.2M (tokens). "
-            "Default: an eighth, a quarter, a half and all of what would catch everything.",
+            "Default: an eighth, a quarter, a half and all of the largest reuse distance, in pages as full as an "
+            "infinite cache's.",
             rich_help_panel=CACHE,
             show_default=False,
         ),
@@ -59,7 +60,11 @@ def replay(
     token_bytes: Annotated[
         int | None,
         typer.Option(
-            min=1, help="KV bytes of a token, in place of a model.", rich_help_panel=CACHE, show_default=False
+            min=1,
+            max=LARGEST_BYTES,
+            help="KV bytes of a token, in place of a model.",
+            rich_help_panel=CACHE,
+            show_default=False,
         ),
     ] = None,
     page_bytes: Annotated[str, typer.Option(help="Size of a physical page.", rich_help_panel=CACHE)] = "2MiB",
@@ -67,6 +72,7 @@ def replay(
         int,
         typer.Option(
             min=1,
+            max=MOST_TOKENS,
             help="Cache whole blocks of so many tokens, for comparison with block caches. 1: token for token.",
             rich_help_panel=CACHE,
         ),
@@ -75,6 +81,7 @@ def replay(
         int,
         typer.Option(
             min=0,
+            max=MOST_TOKENS,
             help="Tokens of a prompt that are recorded at a time, as by SGLang's --chunked-prefill-size; 0: all.",
             rich_help_panel=CACHE,
         ),
@@ -85,7 +92,9 @@ def replay(
     ] = True,
     repeats: Annotated[
         int,
-        typer.Option(min=1, help="Run each cache so often, in turns; the fastest time counts.", rich_help_panel=OUTPUT),
+        typer.Option(
+            min=1, max=1000, help="Run each cache so often, in turns; the fastest time counts.", rich_help_panel=OUTPUT
+        ),
     ] = 1,
     json: Annotated[
         Path | None,

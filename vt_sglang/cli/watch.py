@@ -10,7 +10,7 @@ from vt_sglang.cli.console import make_console
 
 def watch(
     url: Annotated[str | None, typer.Argument(help="Address of the server, as http://127.0.0.1:30000.")] = None,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one snapshot and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --once: print JSON.")] = False,
     api_key: Annotated[

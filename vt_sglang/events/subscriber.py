@@ -36,6 +36,8 @@ class Statistics:
     messages: int = 0
     batches: int = 0
     replays: int = 0
+    """Answers of the replay endpoint where something was missing, or might have been; idle checks that found nothing
+    aside."""
     replayed: int = 0
     gaps: int = 0
     missed: int = 0
@@ -100,12 +102,18 @@ class Subscriber:
         self._socket.disable_monitor()
         self._context.destroy(linger=0)
 
+    @property
+    def is_checking(self) -> bool:
+        """Whether the replay endpoint has yet to say what was missed: before its first answer, and after a
+        reconnection, which may be one to another publisher."""
+        return self._replay is not None and self._doubtful
+
     def poll(self, timeout_s: float, most: int = 1000) -> list[Update]:
         """What came, after waiting `timeout_s` seconds for it at the longest (and for a replay, if one is needed)."""
         updates: list[Update] = []
         self._look_at_connection()
         if self._replay is not None and self.connected and self._is_doubtful():
-            updates += self._catch_up()
+            updates += self._catch_up(needed=self._doubtful)
         if not self._socket.poll(0 if updates else int(timeout_s * 1000)):
             self._look_at_connection()
             return updates
@@ -149,36 +157,47 @@ class Subscriber:
         if batch.sequence > self._next:
             if self._last_time_s is not None:
                 self.statistics.gaps += 1
-            updates += self._catch_up()
+            updates += self._catch_up(needed=True)
         # A replay has often brought the batch itself, and may have found that it is another publisher's.
         if batch.sequence >= self._next:
             updates += self._hand_out(batch)
         return updates
 
-    def _catch_up(self) -> list[Update]:
-        """Ask for all from the last batch on: it, to know the publisher again, and those behind it."""
+    def _catch_up(self, *, needed: bool) -> list[Update]:
+        """Ask for all from the last batch on: it, to know the publisher again, and those behind it.
+
+        Args:
+            needed: something may well have been missed; else this is a check, which counts if it brings something.
+        """
         if self._replay is None:
             return []
-        self.statistics.replays += 1
         known = self._last_time_s is not None
-        kept = fetch(self._context, self._replay, self._next - 1 if known else 0, self._timeout_s)
-        self._last_news = time.monotonic()
-        if kept is None:
-            self._ask_after = time.monotonic() + _ASK_AGAIN_S
+        batches = self._ask_for(self._next - 1 if known else 0)
+        if batches is None:
             return []
-        self._doubtful = False
         updates: list[Update] = []
-        batches = [batch for number, payload in kept if (batch := self._decode(number, payload)) is not None]
         if known and not self._is_continued_by(batches):
             updates += self._restart()
-            self.statistics.replays += 1
-            kept = fetch(self._context, self._replay, 0, self._timeout_s) or []
-            batches = [batch for number, payload in kept if (batch := self._decode(number, payload)) is not None]
+            all_kept = self._ask_for(0)
+            self._doubtful = all_kept is None
+            batches = all_kept or []
         for batch in batches:
             if batch.sequence >= self._next:
                 self.statistics.replayed += 1
                 updates += self._hand_out(batch)
+        self.statistics.replays += bool(needed or updates)
         return updates
+
+    def _ask_for(self, first: int) -> list[Batch] | None:
+        """What is kept from that number on, and no doubt any more; None if there is no answer, and the doubt stays."""
+        assert self._replay is not None
+        kept = fetch(self._context, self._replay, first, self._timeout_s)
+        self._last_news = time.monotonic()
+        if kept is None:
+            self._ask_after = time.monotonic() + _ASK_AGAIN_S
+            return None
+        self._doubtful = False
+        return [batch for number, payload in kept if (batch := self._decode(number, payload)) is not None]
 
     def _is_continued_by(self, batches: list[Batch]) -> bool:
         """Whether these, asked for from the last batch on, are the same publisher's. Where it does not keep the last

@@ -43,7 +43,7 @@ def watch_events(
     except ValueError as error:
         console.print(f"Error: {error}", markup=False, soft_wrap=True)
         return 2
-    watched = _Watched(subscriber, endpoint)
+    watched = Watched(subscriber, endpoint)
     with subscriber:
         try:
             if console.is_terminal:
@@ -69,7 +69,7 @@ def connectable(endpoint: str) -> str:
     return _ANY_HOST.sub("tcp://127.0.0.1:", endpoint)
 
 
-class _Watched:
+class Watched:
     """A view, the stream that it is made of, and what happened in the last interval."""
 
     def __init__(self, subscriber: Subscriber, endpoint: str) -> None:
@@ -145,4 +145,6 @@ class _Watched:
             return "not connected" if self._last_batch_s is None else "connection lost"
         if self._last_batch_s is None:
             return "connected, no events yet"
+        if self._subscriber.is_checking:
+            return "waiting for the replay endpoint"
         return "partial until the next clear" if self.view.partial else "complete"

@@ -15,6 +15,11 @@ Progress = Callable[[int], None]
 
 PROGRESS_REQUESTS = 64
 
+MOST_PAGES = 2**32 - 2
+"""What the core can name."""
+MOST_MAPPED = 2**29
+"""Entries of all slots' page tables: 2 GiB of memory."""
+
 
 @dataclass
 class Outcome:
@@ -49,7 +54,14 @@ def largest_pages(works: Sequence[Work], shape: Shape) -> int:
 
 
 def make(works: Sequence[Work], shape: Shape, pages: int) -> KVCache:
-    """A cache of so many pages. ValueError where such a one cannot be."""
+    """A cache of so many pages. ValueError, saying what to do, where such a one cannot be."""
+    longest = Geometry(shape.page_bytes, shape.unit_bytes).pages_for(max(len(work.units) for work in works))
+    if pages > MOST_PAGES or (shape.slots + 1) * longest > MOST_MAPPED:
+        raise ValueError(
+            f"pages of {shape.page_bytes:,} bytes are too small for this: the cache would have {pages:,} of them, at "
+            f"most {MOST_PAGES:,} can be, and each of {shape.slots:,} slots {longest:,}, together at most "
+            f"{MOST_MAPPED:,}; give a larger --page-bytes, or less of --slots, --grain or --token-bytes"
+        )
     return KVCache(
         driver="none",
         page_bytes=shape.page_bytes,
@@ -83,6 +95,12 @@ def play(core: KVCache, works: Sequence[Work], shape: Shape, on_progress: Progre
         matched_units.append(matched)
     on_progress(len(works) % PROGRESS_REQUESTS)
     return Outcome(matched_units, refused, seconds)
+
+
+def held(core: KVCache) -> tuple[int, int]:
+    """(units in the tree, pages that hold them)."""
+    usage = core.usage()
+    return usage["tree_tokens"], usage["held_pages"] - 1  # the padding page is nobody's
 
 
 def details(core: KVCache, grain: int, computed_tokens: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vt_sglang.chat.files import check_writable
 from vt_sglang.config import parse_bytes
+from vt_sglang.layout import Geometry
 from vt_sglang.replay import caches, curve, distances, radix, result, sizes, table, texts, trace, work
 from vt_sglang.replay.request import Trace
 from vt_sglang.replay.settings import Settings, UsageError
@@ -21,8 +22,6 @@ def run(settings: Settings, console: Console) -> None:
     Raises:
         TraceError, SizeError, UsageError, EncodingError: what was asked for cannot be done, with the reason.
     """
-    if settings.json is not None and not settings.json.parent.is_dir():
-        raise UsageError(f"--json {settings.json}: there is no folder {settings.json.parent}")
     if settings.json is not None:
         if settings.json.resolve() == settings.trace.resolve():
             raise UsageError(f"--json {settings.json} is the trace itself; name another file")
@@ -43,7 +42,10 @@ def run(settings: Settings, console: Console) -> None:
             outputs=settings.outputs,
         )
         progress.update(task, total=1, completed=1)
-        made = _replay(settings, read, model, page_bytes, asked, progress)
+        try:
+            made = _replay(settings, read, model, page_bytes, asked, progress)
+        except MemoryError:
+            raise UsageError("there is not enough memory for so many pages: give a larger --page-bytes") from None
     table.show(made, console)
     if settings.json is not None:
         try:
@@ -67,7 +69,7 @@ def _replay(
     infinite_core = _make(works, shape, everything)
     infinite = _play(infinite_core, works, shape, progress, "infinite")
 
-    capacities = asked or _chosen(found, works, shape)
+    capacities = asked or _chosen(found, works, shape, infinite_core)
     radix_chunk = max((settings.chunk or whole * grain) // grain, 1)
     without_radix = radix.why_not() if settings.radix else "--no-radix"
     runs = []
@@ -113,8 +115,8 @@ def _measure(works: list[work.Work], progress: Progress) -> distances.Distances:
 def _make(works: list[work.Work], shape: caches.Shape, pages: int) -> Any:
     try:
         return caches.make(works, shape, pages)
-    except (ValueError, MemoryError, OverflowError, TypeError) as error:
-        raise UsageError(f"no cache of {pages:,} pages of {shape.page_bytes:,} bytes can be made: {error}") from None
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _play(core: Any, works: list[work.Work], shape: caches.Shape, progress: Progress, label: str) -> caches.Outcome:
@@ -126,12 +128,22 @@ def _fastest(best: caches.Outcome | None, outcome: caches.Outcome) -> caches.Out
     return outcome if best is None or outcome.seconds < best.seconds else best
 
 
-def _chosen(found: distances.Distances, works: list[work.Work], shape: caches.Shape) -> list[int]:
-    """Bytes of an eighth, a quarter, a half and all of what catches everything, as far as the longest request fits."""
+def _chosen(found: distances.Distances, works: list[work.Work], shape: caches.Shape, infinite: Any) -> list[int]:
+    """Bytes of an eighth, a quarter, a half and all of the largest reuse distance, as far as the longest request fits.
+
+    Args:
+        infinite: a cache that holds the whole trace. Capacities are of pages, a part of which is empty: as much as of
+            that one's.
+    """
     largest = found.largest or found.distinct
     longest = max(len(it.units) for it in works)
     units = sorted({max(largest // part, longest) for part in (8, 4, 2, 1)})
-    return [-(-it * shape.unit_bytes // shape.page_bytes) * shape.page_bytes for it in units]
+    tree_tokens, held_pages = caches.held(infinite)
+    # A request alone takes its own pages, whatever they are filled to on the average.
+    least = Geometry(shape.page_bytes, shape.unit_bytes).pages_for(longest)
+    pages = {max(-(-it * held_pages // tree_tokens), least) for it in units}
+    # A request that goes on in a page of another has that page copied: both are there for a while.
+    return sorted((it + 1) * shape.page_bytes for it in pages)
 
 
 def _model(settings: Settings) -> sizes.Model:

@@ -68,6 +68,8 @@ def parse_capacity(text: str, token_bytes: int) -> int:
 
 LARGEST_BYTES = 2**56
 """Of a page, a token or a cache: 64 PiB, far more than there is and far less than overflows."""
+MOST_TOKENS = 2**31 - 1
+"""Of a block, or of what is recorded at a time: more than any prompt has."""
 
 
 def model(name: str, kv_dtype: str) -> Model:
@@ -96,20 +98,34 @@ def _token_bytes(layers: int, kv_heads: int, head_dim: int, itemsize: int) -> in
 
 def _from_config(path: Path, itemsize: int) -> int:
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        config = config.get("text_config", config)
+        config = _object(json.loads(path.read_bytes()))
+        config = _object(config.get("text_config", config))
         if config.get("kv_lora_rank"):
-            raise SizeError(f"{path}: latent attention (MLA), whose KV this does not reckon; give --token-bytes")
-        heads = config["num_attention_heads"]
-        kv_heads = config.get("num_key_value_heads") or heads
-        head_dim = config.get("head_dim") or config["hidden_size"] // heads
-        token_bytes = _token_bytes(config["num_hidden_layers"], kv_heads, head_dim, itemsize)
-        if not isinstance(token_bytes, int) or token_bytes < 1:
-            raise ValueError(f"a token would have {token_bytes} bytes")
-    except SizeError:
-        raise
-    except KeyError as error:
-        raise SizeError(f"{path}: no {error.args[0]}; give --token-bytes") from None
-    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise ValueError("latent attention (MLA), whose KV this does not reckon")
+        heads = _positive(config, "num_attention_heads")
+        kv_heads = heads if config.get("num_key_value_heads") is None else _positive(config, "num_key_value_heads")
+        own = config.get("head_dim") is not None
+        head_dim = _positive(config, "head_dim") if own else _positive(config, "hidden_size") // heads
+        token_bytes = _token_bytes(_positive(config, "num_hidden_layers"), kv_heads, head_dim, itemsize)
+        if not token_bytes:
+            raise ValueError(f"hidden_size is less than the {heads:,} num_attention_heads")
+    except OSError as error:
+        raise SizeError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise SizeError(f"{path}: {error}; give --token-bytes") from None
     return token_bytes
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object, as a model's config.json is")
+    return value
+
+
+def _positive(config: dict[str, Any], name: str) -> int:
+    value = config.get(name)
+    if value is None:
+        raise ValueError(f"no {name}")
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} is {json.dumps(value)[:40]}, not a positive integer")
+    return value

@@ -120,7 +120,7 @@ def _legend_px(traces: Sequence[Mapping[str, Any]]) -> int:
 def _drawn(text: str, browser: str) -> str:
     """What a page leaves in its body."""
     with tempfile.TemporaryDirectory(prefix="vt-sglang-") as folder:
-        (Path(folder) / "picture.html").write_text(text, encoding="utf-8")
+        (Path(folder) / "picture.html").write_text(text, encoding="utf-8", errors="replace")
         command = [browser, *FLAGS, f"--user-data-dir={folder}/profile", f"file://{folder}/picture.html"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vt_sglang.chat.files import write_whole
+from vt_sglang.chat.files import check_writable, write_whole
 from vt_sglang.report.load import ReportError, load
 from vt_sglang.report.model import Figure, Section
 from vt_sglang.report.sections import sections
@@ -33,16 +33,19 @@ def run(
     if any(find_spec(name) is None for name in needed):
         raise MissingError('plots need Plotly, and pictures Pillow: pip install "vt-sglang[report]"')
     for path in (output, picture):
-        if path and not path.parent.is_dir():
-            raise ReportError(f"{path}: there is no folder {path.parent}")
         if path and any(path.resolve() == run.resolve() for run in paths):
             raise ReportError(f"{path} is one of the results that are read; name another file for the output")
+        if path:
+            try:
+                check_writable(path)
+            except OSError as error:
+                raise ReportError(f"{path}: {error.strerror}") from None
     if picture:
         files |= _pictures(found, picture, figure)
     if output:
         from vt_sglang.report.page import page
 
-        files[output] = page(found).encode()
+        files[output] = page(found).encode(errors="replace")  # a path may hold what is not Unicode
     for path, content in files.items():
         try:
             write_whole(path, content)

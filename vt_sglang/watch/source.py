@@ -26,10 +26,13 @@ def normalized(url: str) -> str:
     try:
         parts = urlsplit(text)
         port = parts.port
+        (parts.hostname or "").encode("idna")
     except ValueError as error:
         raise AddressError(f"{url}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise AddressError(f"{url} is no address of a server; give it as http://HOST:PORT")
+    if not (parts.path.isascii() and parts.path.isprintable()) or " " in parts.path:
+        raise AddressError(f"{url}: a path is of printable ASCII; write other characters as %XX")
     path = parts.path.rstrip("/")
     for known in ("/metrics", "/server_info"):
         path = path.removesuffix(known)
