@@ -46,6 +46,7 @@ def _figure(figure: Figure, console: Console) -> None:
     rows = [[table.text(row, column) for column in range(len(heads))] for row in chosen]
     shown = _rich(heads, rows, [bool(column.form) for column in table.columns])
     if _least_width(shown, console) <= console.width:
+        _share_out(shown, heads, rows, console.width)
         console.print(shown)
     else:
         for few in _chunks(heads, rows, console):
@@ -64,6 +65,22 @@ def _rich(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
     for row in rows:
         shown.add_row(*map(escape, row))
     return shown
+
+
+def _share_out(shown: rich.table.Table, heads: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> None:
+    """Fix the columns' widths where they have to be broken: left to itself, Rich can come out wider than the room."""
+    most = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    spare = room - 3 * len(heads) - 1  # lines, and a space on either side of each cell
+    if sum(most) <= spare:
+        return
+    widths = [
+        max([column.min_width or 0, *map(len, head.split())]) for column, head in zip(shown.columns, heads, strict=True)
+    ]
+    while sum(widths) < spare:
+        lacking = [whole - width for whole, width in zip(most, widths, strict=True)]
+        widths[lacking.index(max(lacking))] += 1
+    for column, width in zip(shown.columns, widths, strict=True):
+        column.width = width
 
 
 def _turned(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> rich.table.Table:
