@@ -35,6 +35,7 @@ class FakeCudaPython:
         self.current = 0
         self.most_reserved = 2**44
         self.virtual_memory = 1
+        self.rdma = 1
         self.calls: list[str] = []
         self._failing: dict[str, int] = {}
         self._numbers = itertools.count(1)
@@ -59,14 +60,17 @@ class FakeCudaPython:
         return SimpleNamespace(
             **calls,
             CUresult=CUresult,
-            CUmemAllocationProp=SimpleNamespace,
+            CUmemAllocationProp=lambda: SimpleNamespace(allocFlags=SimpleNamespace(gpuDirectRDMACapable=0)),
             CUmemLocation=SimpleNamespace,
             CUmemAccessDesc=SimpleNamespace,
             CUmemAllocationType=SimpleNamespace(CU_MEM_ALLOCATION_TYPE_PINNED=1),
             CUmemLocationType=SimpleNamespace(CU_MEM_LOCATION_TYPE_DEVICE=1),
             CUmemAccess_flags=SimpleNamespace(CU_MEM_ACCESS_FLAGS_PROT_READWRITE=3),
             CUmemAllocationGranularity_flags=SimpleNamespace(CU_MEM_ALLOC_GRANULARITY_MINIMUM=0),
-            CUdevice_attribute=SimpleNamespace(CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED=102),
+            CUdevice_attribute=SimpleNamespace(
+                CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED=102,
+                CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED=110,
+            ),
         )
 
     def _counted(self, name: str) -> Any:
@@ -91,8 +95,8 @@ class FakeCudaPython:
         return OK, ordinal
 
     def cuDeviceGetAttribute(self, attribute: int, device: int) -> Result:  # noqa: N802
-        assert (attribute, device) == (102, 0)
-        return OK, self.virtual_memory
+        assert device == 0
+        return OK, {102: self.virtual_memory, 110: self.rdma}[attribute]
 
     def cuDeviceTotalMem(self, device: int) -> Result:  # noqa: N802
         assert device == 0
@@ -136,6 +140,7 @@ class FakeCudaPython:
 
     def cuMemCreate(self, size: int, page: SimpleNamespace, flags: int) -> Result:  # noqa: N802
         assert (size, page.location.id, flags) == (GRANULARITY, 0, 0)
+        assert page.allocFlags.gpuDirectRDMACapable == self.rdma, "other pages than a server makes"
         self.handles.add(handle := next(self._numbers))
         return OK, handle
 

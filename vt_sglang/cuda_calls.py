@@ -44,10 +44,13 @@ class CudaCalls:
             self("cuDevicePrimaryCtxRelease", device)
 
     def page(self, ordinal: int) -> Any:
-        """What a page of a device's memory is: a CUmemAllocationProp."""
+        """What a page of a device's memory is, as the core makes it: a CUmemAllocationProp."""
         page = self.driver.CUmemAllocationProp()
         page.type = self.driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         page.location = self.location(ordinal)
+        attribute = self.driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WITH_CUDA_VMM_SUPPORTED
+        rdma = self("cuDeviceGetAttribute", attribute, self("cuDeviceGet", ordinal))
+        page.allocFlags.gpuDirectRDMACapable = int(bool(rdma))
         return page
 
     def location(self, ordinal: int) -> Any:

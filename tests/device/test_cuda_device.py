@@ -55,6 +55,12 @@ def test_a_driver_that_lacks_a_call(cuda_python: FakeCudaPython) -> None:  # noq
         CudaCalls()("cuMemNothing")
 
 
+@pytest.mark.parametrize("rdma", [0, 1])
+def test_costs_are_of_pages_as_a_server_makes_them(cuda_python: FakeCudaPython, rdma: int) -> None:
+    cuda_python.rdma = rdma
+    assert driver_costs(pages=2).map > 0
+
+
 def test_costs_are_of_every_page(cuda_python: FakeCudaPython) -> None:
     costs = driver_costs(pages=5)
     for field, name in ON_PAGES.items():
