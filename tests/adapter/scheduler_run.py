@@ -53,6 +53,23 @@ def force_tokens() -> None:
     Sampler.forward = forward
 
 
+class _Unmappable:
+    """A core whose driver has no memory for any mapping."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def bind(self, *_: Any) -> None:
+        from vt_sglang._core import OutOfMemory
+
+        raise OutOfMemory("cuMemMap failed")
+
+    grow = bind
+
+
 class Run:
     """One scheduler, and the requests that went through it."""
 
@@ -74,6 +91,13 @@ class Run:
             from vt_sglang.adapter import pools
 
             pools.KVCache = functools.partial(pools.KVCache, inject_faults=True)
+
+        # Steps in which the driver has no memory to map anything, as [first, behind the last].
+        self._unmappable = [range(*steps) for steps in settings.get("unmappable", [])]
+        if self._unmappable:
+            from vt_sglang.adapter import patience
+
+            patience._WAITS_S = patience._WAITS_S[:2]
 
         arguments = ServerArgs(**settings["server_args"])
         arguments.check_server_args()
@@ -199,6 +223,10 @@ class Run:
         if self.steps in self._memory:
             pages = self._memory[self.steps]
             core.clear_faults() if pages is None else core.limit_memory(pages)
+        if self._unmappable:
+            real = core._core if isinstance(core, _Unmappable) else core
+            lacking = any(self.steps in steps for steps in self._unmappable)
+            scheduler.tree_cache.core = _Unmappable(real) if lacking else real
         self._idle_steps = self._idle_steps + 1 if scheduler.is_fully_idle() else 0
         if self.steps > self._most_steps:
             raise RuntimeError(f"the workload does not come to an end: {self.workload.waiting_for()}")

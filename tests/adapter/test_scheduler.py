@@ -172,6 +172,39 @@ def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str,
         assert (usage["withheld_pages"] == 0) == (list(case.memory.values())[-1] is None)
 
 
+@pytest.mark.parametrize(
+    "server_args",
+    [{"disable_overlap_schedule": True}, {}, {"enable_mixed_chunk": True}],
+    ids=["no overlap", "overlap", "mixed chunks"],
+)
+def test_what_cannot_be_mapped_ends_requests_and_not_the_server(
+    server_args: dict[str, Any], model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    """New ones with an error, decoded ones by retraction; the others' outputs are stock's."""
+    result = _run(
+        tmp_path,
+        model,
+        "growing",
+        VTENSOR | {"max_total_tokens": 20000} | server_args,
+        environment={"VTENSOR_PAGE_BYTES": "4096"},
+        unmappable=[[12, 14], [40, 42], [70, 71]],
+    )
+    expected = stock["growing"]
+    whole = 0
+    for rid in set(expected["generates"]) & set(result["outputs"]) - set(expected["aborted"]):
+        if result["prompts"][rid] == expected["prompts"][rid]:
+            mine, theirs = result["outputs"][rid], expected["outputs"][rid]
+            assert mine == theirs[: len(mine)], rid
+            whole += mine == theirs
+    assert whole > len(expected["generates"]) / 4
+    ended = {rid for rid, how in result["finished"].items() if how == "FINISH_ABORT"} - set(result["aborted"])
+    assert any(not result["outputs"][rid] for rid in ended), "no request was ended before it was prefilled"
+    assert result["retractions"] > 0
+    assert result["vtensor"]["leaks"] == 0
+    usage = result["vtensor"]["usage"]
+    assert usage["live_slots"] == usage["live_tokens"] == 0
+
+
 def check_metrics(metrics: dict[str, float], state: dict[str, Any]) -> None:
     """A scrape tells what the core and the tally count, and SGLang's own counter of evictions agrees."""
     counters, usage, tally = state["counters"], state["usage"], state["tally"]

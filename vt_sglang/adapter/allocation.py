@@ -17,6 +17,15 @@ from vt_sglang.adapter.tree_cache import VTensorCache
 logger = logging.getLogger(__name__)
 
 
+class PrefillMemoryError(RuntimeError):
+    """There is no memory to map for a batch that was admitted. Its requests are locked, and hold what they held before
+    it: nothing, but for one that goes on with its next chunk."""
+
+    def __init__(self, reqs: list[Any], message: str) -> None:
+        super().__init__(message)
+        self.reqs = reqs
+
+
 def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """AROUND `alloc_for_extend`: bind the new requests' prefixes to slots, grow those of chunked ones.
 
@@ -24,7 +33,8 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
         Locations of the new tokens (int64, batch's device), and the slots (int64) there and on the CPU.
 
     Raises:
-        RuntimeError: memory cannot be had. No request of the batch keeps anything then.
+        PrefillMemoryError: the driver has no memory to map what the requests need.
+        RuntimeError: anything else that the driver fails in. In both cases nobody keeps what this batch was given.
     """
     cache = batch.tree_cache
     if not isinstance(cache, VTensorCache):
@@ -46,7 +56,10 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
         for req in bound:
             cache.core.release(req.req_pool_idx)
             req.req_pool_idx = None
-        raise _out_of_memory(cache, "prefill", batch.extend_num_tokens, error) from error
+        failure = _out_of_memory(cache, "prefill", batch.extend_num_tokens, error)
+        if isinstance(error, OutOfMemory):
+            raise PrefillMemoryError(batch.reqs, str(failure)) from error
+        raise failure from error
     for req in bound:
         cache.req_to_token_pool.bound(req.req_pool_idx)
         cache.tally.bound(req)

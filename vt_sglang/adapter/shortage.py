@@ -12,8 +12,10 @@ from typing import Any
 
 from sglang.srt.disaggregation.utils import prepare_abort
 from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.managers.schedule_batch import NextBatchPlan
 from sglang.srt.mem_cache.common import release_kv_cache
 
+from vt_sglang.adapter.allocation import PrefillMemoryError
 from vt_sglang.adapter.tree_cache import VTensorCache
 
 logger = logging.getLogger(__name__)
@@ -27,7 +29,12 @@ def get_new_batch_prefill(original: Callable[..., Any], scheduler: Any, running_
     cache.elastic.step()
     if running_batch.is_empty():
         running_batch.batch_is_full = False  # SGLang resets it only when a request of the batch ends
-    plan = original(scheduler, running_batch)
+    try:
+        plan = original(scheduler, running_batch)
+    except PrefillMemoryError as error:
+        plan = NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+        for req in error.reqs:
+            _end(scheduler, req, f"Out of memory: {error}")
     for req in cache.hopeless:
         _give_up(scheduler, req)
     cache.hopeless.clear()
@@ -53,6 +60,23 @@ def _give_up(scheduler: Any, req: Any) -> None:
         scheduler.chunked_req = None
     else:
         scheduler.waiting_queue = [it for it in scheduler.waiting_queue if it is not req]
+    _answer(scheduler, req, message)
+
+
+def _end(scheduler: Any, req: Any, message: str) -> None:
+    """End a request that was admitted, and so locked, with an error for its client."""
+    cache = scheduler.tree_cache
+    prepare_abort(req, message, HTTPStatus.SERVICE_UNAVAILABLE)
+    if req.req_pool_idx is not None:
+        release_kv_cache(req, cache, is_insert=False)
+    else:
+        cache.core.unlock(req.last_node)
+    if req is scheduler.chunked_req:
+        scheduler.chunked_req = None
+    _answer(scheduler, req, message)
+
+
+def _answer(scheduler: Any, req: Any, message: str) -> None:
     abort = AbortReq(rid=req.rid, finished_reason=req.finished_reason.to_json())
     scheduler.ipc_channels.send_to_tokenizer.send_output(abort, req)
     logger.warning("Request %s is given up. %s", req.rid, message)
