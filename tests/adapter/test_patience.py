@@ -111,3 +111,50 @@ def test_decode_that_cannot_be_mapped_is_retracted(cache: Any) -> None:
     assert check([0])
     assert cache.core.pages_to_grow(np.array([reqs[0].req_pool_idx]), np.array([5])) == 0
     cache.core.check()
+
+
+def test_a_prefill_that_cannot_be_mapped_ends_with_an_error(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that waited is unlocked, one between chunks gives back what it holds, and both clients are told."""
+    from vt_sglang.adapter import shortage
+
+    made = object.__new__(VTensorCache)
+    made.core, made.hopeless, made.short_of_memory = cache.core, [], False
+    made.elastic = SimpleNamespace(step=lambda: None)
+    node, _ = cache.core.match(None, torch.arange(16).numpy())
+    cache.core.lock(node)
+    slot = cache.core.bind(None, 0, 4)[0]
+    new = SimpleNamespace(rid="new", req_pool_idx=None, last_node=node)
+    chunked = SimpleNamespace(rid="chunked", req_pool_idx=slot, last_node=0)
+    sent: list[tuple[str, int]] = []
+
+    def release(req: Any, *_: Any, is_insert: bool) -> None:
+        assert not is_insert
+        cache.core.release(req.req_pool_idx)
+
+    def prepare(req: Any, message: str, status: int) -> None:
+        assert "cuMemMap" in message
+        req.finished_reason = SimpleNamespace(to_json=lambda: {"status_code": int(status)})
+
+    monkeypatch.setattr(shortage, "release_kv_cache", release)
+    monkeypatch.setattr(shortage, "prepare_abort", prepare)
+    scheduler = SimpleNamespace(
+        tree_cache=made,
+        chunked_req=chunked,
+        ipc_channels=SimpleNamespace(
+            send_to_tokenizer=SimpleNamespace(
+                send_output=lambda it, _req: sent.append((it.rid, it.finished_reason["status_code"]))
+            )
+        ),
+    )
+    running = SimpleNamespace(is_empty=lambda: False)
+
+    def original(*_: Any) -> None:
+        raise allocation.PrefillMemoryError([new, chunked], "cuMemMap failed")
+
+    plan = shortage.get_new_batch_prefill(original, scheduler, running)
+    assert (plan.batch_to_run, plan.running_batch) == (None, running)
+    assert sent == [("new", 503), ("chunked", 503)]
+    assert scheduler.chunked_req is None
+    usage = cache.core.usage()
+    assert (usage["live_slots"], usage["held_pages"] - 1 - usage["evictable_pages"]) == (0, 0)
+    cache.core.check()
