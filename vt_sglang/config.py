@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Self
 
+MEMORY_LIMIT = "vtensor_memory_limit"
+"""Among the `server_args` of SGLang's /set_internal_state: bytes that the KV cache may take; 0: all that the server was
+started with."""
+
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 

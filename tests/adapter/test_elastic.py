@@ -17,10 +17,11 @@ import pytest
 from servers import generate, post, running, vtensor_state
 
 from vt_sglang._core import KVCache
-from vt_sglang.adapter.elastic import LIMIT, Elastic, set_internal_state
+from vt_sglang.adapter.elastic import Elastic
 from vt_sglang.adapter.pages import pages_by_state
+from vt_sglang.adapter.state import set_internal_state
 from vt_sglang.adapter.tree_cache import VTensorCache
-from vt_sglang.watch.memory import SETTING
+from vt_sglang.config import MEMORY_LIMIT
 
 PAGE = 4096
 TOKENS = 16  # a page
@@ -128,7 +129,6 @@ def test_without_the_flag_idle_memory_stays() -> None:
 
 
 def test_settings_are_taken_or_passed_on(caplog: pytest.LogCaptureFixture) -> None:
-    assert LIMIT == SETTING
     world = World()
     cache = object.__new__(VTensorCache)
     cache.elastic = world.elastic
@@ -138,10 +138,16 @@ def test_settings_are_taken_or_passed_on(caplog: pytest.LogCaptureFixture) -> No
         return set_internal_state(lambda *_: "passed on", scheduler, request)
 
     assert tell(cache, pp_max_micro_batch_size=8) == "passed on"
-    assert tell(object(), **{LIMIT: 8 * PAGE}) == "passed on"
-    assert tell(cache, **{LIMIT: 8 * PAGE}).updated
+    assert tell(object(), **{MEMORY_LIMIT: 8 * PAGE}) == "passed on"
+    assert tell(cache, **{MEMORY_LIMIT: 8 * PAGE}).updated
     assert world.elastic.limit_bytes() == 8 * PAGE
-    for settings in ({LIMIT: 1}, {LIMIT: 1.5 * PAGE + 0.5}, {LIMIT: PAGE, "pp_max_micro_batch_size": 8}):
+    for settings in (
+        {MEMORY_LIMIT: 1},
+        {MEMORY_LIMIT: PAGE + 0.5},
+        {MEMORY_LIMIT: float("inf")},
+        {MEMORY_LIMIT: float("nan")},
+        {MEMORY_LIMIT: PAGE, "pp_max_micro_batch_size": 8},
+    ):
         assert not tell(cache, **settings).updated
     assert world.elastic.limit_bytes() == 8 * PAGE
     assert "has to be set by itself" in caplog.text
@@ -184,7 +190,7 @@ def test_a_server_gives_memory_back_and_takes_it_again(model: Path, tmp_path: Pa
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(server, input_ids=prompts[1])
         assert refused.value.code == 503
-        assert "raise the limit" in refused.value.read().decode()
+        assert "Raise the limit" in refused.value.read().decode()
         assert generate(server, input_ids=prompts[1][:50])["meta_info"]["completion_tokens"] == 8
 
         assert "cannot be" in (wrong := _memory(server, "--limit", "200%")).stderr

@@ -140,6 +140,7 @@ def test_a_prefill_that_cannot_be_mapped_ends_with_an_error(cache: Any, monkeypa
     scheduler = SimpleNamespace(
         tree_cache=made,
         chunked_req=chunked,
+        waiting_queue=[],
         ipc_channels=SimpleNamespace(
             send_to_tokenizer=SimpleNamespace(
                 send_output=lambda it, _req: sent.append((it.rid, it.finished_reason["status_code"]))

@@ -197,6 +197,8 @@ def test_what_cannot_be_mapped_ends_requests_and_not_the_server(
             assert mine == theirs[: len(mine)], rid
             whole += mine == theirs
     assert whole > len(expected["generates"]) / 4
+    ended = {rid for rid, how in result["finished"].items() if how == "FINISH_ABORT"} - set(result["aborted"])
+    assert ended
     assert result["retractions"] > 0
     assert result["vtensor"]["leaks"] == 0
     usage = result["vtensor"]["usage"]

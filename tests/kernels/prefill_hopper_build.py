@@ -2,10 +2,12 @@
 """Compile prefill's kernels for Hopper, without a GPU, in a process of its own as decode_build.py. Prints JSON."""
 
 import json
+from typing import Any
 
 from decode_build import build
 from triton.experimental.gluon import language as gl
 from vt_sglang.triton_kernels import prefill_hopper, prefill_merge
+from vt_sglang.triton_kernels.prefill import prefill_plan_kernel
 from vt_sglang.triton_kernels.prefill_hopper_plan import FIELDS, ROWS, TILE
 
 
@@ -47,6 +49,12 @@ def merge() -> dict[str, int]:
     return build(prefill_merge.prefill_merge_kernel, constants | {"sinks": None}, num_warps=4)
 
 
+def plan(*, some: bool) -> dict[str, int]:
+    """What deals out the rows of all requests, or of some, to the kernel for all GPUs."""
+    constants: dict[str, Any] = {"GROUP": 4, "BLOCK_ROWS": 64, "BLOCK_BATCH": 256}
+    return build(prefill_plan_kernel, constants | ({} if some else {"among": None}), num_warps=4)
+
+
 if __name__ == "__main__":
     print(
         json.dumps(
@@ -55,6 +63,8 @@ if __name__ == "__main__":
                 "5 query heads, float16, sinks": prefill("fp16", group=5, head_dim=128, sinks=True),
                 "heads of 64": prefill("bf16", group=8, head_dim=64, sinks=False),
                 "merge": merge(),
+                "plan": plan(some=False),
+                "plan of some requests": plan(some=True),
             }
         )
     )

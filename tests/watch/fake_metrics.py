@@ -94,12 +94,13 @@ def info(*vtensor: dict[str, Any] | None) -> dict[str, Any]:
 
 
 class FakeServer:
-    """What a path answers: text, an object for JSON, a status, or nothing, which is 404."""
+    """What a path answers: text, an object for JSON, a status, or nothing, which is 404. What is posted is kept."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
         self.asked: list[str] = []
         self.keys: list[str | None] = []
+        self.posted: list[Any] = []
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -115,6 +116,10 @@ class FakeServer:
                     self.send_header("Location", "/elsewhere")
                 self.end_headers()
                 self.wfile.write(body.encode())
+
+            def do_POST(self) -> None:
+                fake.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.do_GET()
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -131,14 +131,14 @@ def check_decode_mem(original: Callable[..., Any], batch: Any, selected_indices:
     if not isinstance(cache, VTensorCache):
         return bool(original(batch, selected_indices))
     reqs = batch.reqs if selected_indices is None else [batch.reqs[i] for i in selected_indices]
-    pages = pages_for_next_token(cache.core, reqs)
+    slots, ends = _next_tokens(reqs)
+    pages = cache.core.pages_to_grow(slots, ends)
     if not cache.core.make_room(pages):
         if cache.core.mappable_pages() >= pages:
             return False
         wait_for_forwards(cache)  # what retracted requests map can be unmapped only then
         if not cache.core.make_room(pages):
             return False
-    slots, ends = _next_tokens(reqs)
     try:
         patiently(cache, lambda: cache.core.grow(slots, ends, cache.kv_pool.decode_guard_tokens), WAITS_IN_DECODE_S)
     except OutOfMemory as error:

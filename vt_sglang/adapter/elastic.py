@@ -8,18 +8,10 @@ all. So it happens in slices, between two steps.
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
-
-from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
 from vt_sglang._core import KVCache
-from vt_sglang.adapter.tree_cache import VTensorCache
 
 logger = logging.getLogger(__name__)
-
-LIMIT = "vtensor_memory_limit"
-"""Among the `server_args` of SGLang's /set_internal_state: bytes of KV cache, 0 for all that the server was started
-with."""
 
 _BUSY_CALLS, _IDLE_CALLS = 64, 2000
 """Of the driver, in a slice: some milliseconds beside requests, and not so long that the next one waits."""
@@ -65,10 +57,8 @@ class Elastic:
         self._told = False
 
     def step(self) -> None:
-        """Between two steps, whether or not there is work."""
-        usage = self._core.usage()
-        if usage["created_pages"] > usage["limit_pages"] + 1:
-            self._core.shrink(_BUSY_CALLS)
+        """Between two steps, whether or not there is work. Costs nothing where no more exists than may."""
+        self._core.shrink(_BUSY_CALLS)
 
     def idle(self) -> None:
         """No request is left."""
@@ -83,22 +73,3 @@ class Elastic:
         if given_back and not self._told:
             self._told = True
             logger.info("Idle for %g s: the KV cache's memory goes back to the driver.", self._idle_trim_s)
-
-
-def set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:
-    """AROUND `Scheduler.set_internal_state`: take the limit of memory; all other settings are SGLang's."""
-    settings = recv_req.server_args
-    cache = scheduler.tree_cache
-    if not isinstance(cache, VTensorCache) or LIMIT not in settings:
-        return original(scheduler, recv_req)
-    try:
-        if len(settings) > 1:
-            raise ValueError(f"{LIMIT} has to be set by itself")
-        if int(settings[LIMIT]) != settings[LIMIT]:
-            raise ValueError(f"{LIMIT} is in whole bytes")
-        cache.elastic.set_limit(int(settings[LIMIT]))
-    except ValueError as error:
-        logger.warning("The memory limit stays as it was: %s", error)
-        return SetInternalStateReqOutput(updated=False)
-    logger.info("The KV cache may take %d bytes from now on.", cache.elastic.limit_bytes())
-    return SetInternalStateReqOutput(updated=True)

@@ -17,7 +17,6 @@ from vt_sglang.adapter import (
     allocation,
     arguments,
     dummy,
-    elastic,
     forwards,
     metrics,
     pools,
@@ -55,7 +54,7 @@ _HOOKS: dict[str, tuple[HookType, Callable[..., Any]]] = {
     f"{_SCHEDULER}.run_batch": (HookType.AROUND, forwards.run_batch),
     f"{_SCHEDULER}.process_batch_result": (HookType.AROUND, forwards.process_batch_result),
     f"{_SCHEDULER}.get_internal_state": (HookType.AFTER, state.add_to_internal_state),
-    f"{_SCHEDULER}.set_internal_state": (HookType.AROUND, elastic.set_internal_state),
+    f"{_SCHEDULER}.set_internal_state": (HookType.AROUND, state.set_internal_state),
     f"{_PREFILL_RUNNER}.capture_prepare": (HookType.AFTER, dummy.mark),
     f"{_CHECKER}._check_tree_cache": (HookType.AROUND, state.check_when_idle),
 }

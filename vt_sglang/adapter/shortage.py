@@ -34,49 +34,43 @@ def get_new_batch_prefill(original: Callable[..., Any], scheduler: Any, running_
     except PrefillMemoryError as error:
         plan = NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         for req in error.reqs:
-            _end(scheduler, req, f"Out of memory: {error}")
+            _give_up(scheduler, req, f"Out of memory: {error}", admitted=True)
     for req in cache.hopeless:
-        _give_up(scheduler, req)
+        _give_up(scheduler, req, _no_room(cache, req), admitted=False)
     cache.hopeless.clear()
     _tell(cache)
     return plan
 
 
-def _give_up(scheduler: Any, req: Any) -> None:
-    """End a request that is waiting, or waiting between chunks, with an error for its client."""
-    cache = scheduler.tree_cache
-    usage = cache.core.usage()
-    message = (
-        f"Out of memory: the KV cache would need more than the {usage['limit_pages']} pages that it is limited to, of "
-        f"{usage['budget_pages']}; raise the limit (vt-sglang memory) or send less than "
-        f"{len(req.full_untruncated_fill_ids)} tokens"
-        if usage["limit_pages"] < usage["budget_pages"] - usage["withheld_pages"]
-        else f"Out of memory: the KV cache has room for {len(req.full_untruncated_fill_ids)} tokens only if "
-        f"{usage['withheld_pages']} pages are created for which there is no memory. Try again later"
+def _no_room(cache: VTensorCache, req: Any) -> str:
+    """Why a request that may have all the memory there is cannot be served."""
+    usage, tokens = cache.core.usage(), len(req.full_untruncated_fill_ids)
+    if usage["limit_pages"] < usage["budget_pages"] - usage["withheld_pages"]:
+        return (
+            f"Out of memory: {tokens} tokens take more than the {usage['limit_pages']} pages that the KV cache is "
+            f"limited to, of {usage['budget_pages']}. Raise the limit (vt-sglang memory), or send less"
+        )
+    return (
+        f"Out of memory: the KV cache has room for {tokens} tokens only if {usage['withheld_pages']} pages are created "
+        "for which there is no memory. Try again later"
     )
-    prepare_abort(req, message, HTTPStatus.SERVICE_UNAVAILABLE)
-    if req is scheduler.chunked_req:
-        release_kv_cache(req, cache, is_insert=False)
-        scheduler.chunked_req = None
-    else:
-        scheduler.waiting_queue = [it for it in scheduler.waiting_queue if it is not req]
-    _answer(scheduler, req, message)
 
 
-def _end(scheduler: Any, req: Any, message: str) -> None:
-    """End a request that was admitted, and so locked, with an error for its client."""
+def _give_up(scheduler: Any, req: Any, message: str, *, admitted: bool) -> None:
+    """End a request that is waiting, or waiting between chunks, with an error for its client.
+
+    Args:
+        admitted: it was let in already, and so locked.
+    """
     cache = scheduler.tree_cache
     prepare_abort(req, message, HTTPStatus.SERVICE_UNAVAILABLE)
     if req.req_pool_idx is not None:
         release_kv_cache(req, cache, is_insert=False)
-    else:
+    elif admitted:
         cache.core.unlock(req.last_node)
     if req is scheduler.chunked_req:
         scheduler.chunked_req = None
-    _answer(scheduler, req, message)
-
-
-def _answer(scheduler: Any, req: Any, message: str) -> None:
+    scheduler.waiting_queue = [it for it in scheduler.waiting_queue if it is not req]
     abort = AbortReq(rid=req.rid, finished_reason=req.finished_reason.to_json())
     scheduler.ipc_channels.send_to_tokenizer.send_output(abort, req)
     logger.warning("Request %s is given up. %s", req.rid, message)

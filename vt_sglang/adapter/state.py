@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server tells of its virtual tensors, and what it checks when it is idle."""
+"""What a server tells of its virtual tensors and may be told, and what it checks when it is idle."""
 
+import logging
 from collections.abc import Callable
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any
 
+from sglang.srt.managers.io_struct import SetInternalStateReqOutput
+
 from vt_sglang.adapter.pages import pages_by_state
 from vt_sglang.adapter.tree_cache import VTensorCache
+from vt_sglang.config import MEMORY_LIMIT
+
+logger = logging.getLogger(__name__)
 
 BUSIEST = 10
 """Prefixes told of."""
@@ -45,6 +51,25 @@ def add_to_internal_state(output: Any, scheduler: Any, *_args: Any) -> None:
     """AFTER `Scheduler.get_internal_state`."""
     if isinstance(scheduler.tree_cache, VTensorCache):
         output.internal_state["vtensor"] = describe(scheduler.tree_cache)
+
+
+def set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: Any) -> Any:
+    """AROUND `Scheduler.set_internal_state`: take the limit of memory; all other settings are SGLang's."""
+    settings = recv_req.server_args
+    cache = scheduler.tree_cache
+    if not isinstance(cache, VTensorCache) or MEMORY_LIMIT not in settings:
+        return original(scheduler, recv_req)
+    try:
+        if len(settings) > 1:
+            raise ValueError(f"{MEMORY_LIMIT} has to be set by itself")
+        if int(settings[MEMORY_LIMIT]) != settings[MEMORY_LIMIT]:
+            raise ValueError(f"{MEMORY_LIMIT} is in whole bytes")
+        cache.elastic.set_limit(int(settings[MEMORY_LIMIT]))
+    except (ValueError, OverflowError) as error:  # the latter of an infinite one
+        logger.warning("The memory limit stays as it was: %s", error)
+        return SetInternalStateReqOutput(updated=False)
+    logger.info("The KV cache may take %d bytes from now on.", cache.elastic.limit_bytes())
+    return SetInternalStateReqOutput(updated=True)
 
 
 def check_when_idle(original: Callable[..., None], checker: Any) -> None:

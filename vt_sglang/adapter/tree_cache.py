@@ -21,6 +21,7 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.registry import TreeCacheBuildContext
 
 from vt_sglang.adapter.allocator import VTensorAllocator
+from vt_sglang.adapter.elastic import Elastic
 from vt_sglang.adapter.events import BlockEvents
 from vt_sglang.adapter.rows import VTensorRows
 from vt_sglang.adapter.tally import Tally
@@ -59,14 +60,15 @@ class VTensorCache(BasePrefixCache):
         self.device = torch.device(allocator.device)
         self.root_node = _ROOT
         self.leaks = 0
-        self.check_always = VTensorConfig.from_environment().check
+        config = VTensorConfig.from_environment()
+        self.check_always = config.check
+        self.elastic = Elastic(self.core, config.idle_trim)
         self.hopeless: list[Any] = []  # requests for which there is no memory, though nothing else runs
         self.short_of_memory = False  # as was told last
         self.events = BlockEvents(self.core) if params.enable_kv_cache_events and self.core.block_tokens else None
         self.last_forward = 0
         self.forward_stream: Any = None
         self.tally = Tally()
-        self.elastic: Any = None  # an elastic.Elastic, which build_tree_cache makes
         self.metrics: Any = None  # a metrics.Metrics, once the scheduler has labels for it
         # SGLang asks a match only for its length; slices of one tensor give it without copies.
         self._lengths = torch.zeros(1, dtype=torch.int64, device=self.device).expand(self.core.slot_tokens)
@@ -190,12 +192,11 @@ def _furthest(req: Any) -> int:
 
 def build_tree_cache(context: TreeCacheBuildContext) -> VTensorCache:
     """Factory of `--radix-cache-backend vtensor`."""
-    from vt_sglang.adapter import elastic, hooks
+    from vt_sglang.adapter import hooks
     from vt_sglang.adapter.kv_pool import as_vtensor_pool
 
     hooks.verify()
     as_vtensor_pool(context.params.token_to_kv_pool_allocator.get_kvcache())
     cache = VTensorCache(context.params)
-    cache.elastic = elastic.Elastic(cache.core, VTensorConfig.from_environment().idle_trim)
     cache.forward_stream = context.tp_worker.model_runner.forward_stream
     return cache

@@ -16,7 +16,7 @@ def memory(
         typer.Option(metavar="SIZE", help="What the KV cache may take from now on: 12GiB, 40% of the budget, or none."),
     ] = None,
     wait: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="With --limit: how long to wait for the memory.")
+        float, typer.Option(min=0, max=86400, metavar="SECONDS", help="With --limit: how long to wait for the memory.")
     ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     api_key: Annotated[

@@ -10,11 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vt_sglang.config import parse_bytes
+from vt_sglang.config import MEMORY_LIMIT, parse_bytes
+from vt_sglang.watch.screen import show_bytes
 from vt_sglang.watch.source import NoAnswerError, Source
-
-SETTING = "vtensor_memory_limit"
-"""Of SGLang's /set_internal_state; vt_sglang/adapter/elastic.py takes it."""
 
 _LOOKS_EVERY_S = 0.2
 
@@ -82,8 +80,8 @@ def parse_limit(text: str, budget_bytes: int, page_bytes: int) -> int:
         except ValueError:
             raise LimitError(f"{text!r} is no limit; write for example 12GiB, 40% or none") from None
     if not page_bytes <= limit <= budget_bytes:
-        least, most = _size(page_bytes), _size(budget_bytes)
-        raise LimitError(f"a limit of {_size(limit)} cannot be: it has to be {least} (a page) to {most}")
+        least, most = show_bytes(page_bytes), show_bytes(budget_bytes)
+        raise LimitError(f"a limit of {text} cannot be: it has to be {least} (a page) to {most}")
     return limit
 
 
@@ -92,7 +90,7 @@ def set_limit(source: Source, limit_bytes: int, wait_s: float) -> list[Memory]:
 
     Returns a row a replica. NoAnswerError if the server refuses.
     """
-    answer = source.post("/set_internal_state", {"server_args": {SETTING: limit_bytes}})
+    answer = source.post("/set_internal_state", {"server_args": {MEMORY_LIMIT: limit_bytes}})
     if not isinstance(answer, list) or not answer or not all(it is True for it in answer):
         raise NoAnswerError(f"{source.url} does not take the limit; its log says why")
     end = time.monotonic() + wait_s
@@ -108,19 +106,12 @@ def show(rows: list[Memory], console: Console) -> None:
     table = Table("replica", "may take", "of", "takes", "running requests", "cached")
     for number, it in enumerate(rows):
         sizes = (it.limit_bytes, it.budget_bytes, it.physical_bytes, it.pinned_bytes, it.cached_bytes)
-        table.add_row(str(number), *map(_size, sizes))
+        table.add_row(str(number), *map(show_bytes, sizes))
     console.print(table)
     if any(it.above_bytes for it in rows):
-        console.print("What is above the limit is held by running requests, and goes when they end.")
+        console.print("What is above the limit goes back step by step, and what requests hold when they end.")
 
 
 def as_json(rows: list[Memory]) -> str:
     """For programs."""
     return json.dumps([asdict(it) for it in rows])
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count} bytes"

@@ -66,7 +66,7 @@ def _requests(view: View) -> Panel:
         ("requests/s", _rate(view.requests_per_s)),
         ("output tokens/s", _rate(view.output_tokens_per_s)),
         ("prompt tokens/s", _rate(view.prompt_tokens_per_s)),
-        ("KV read by attention", _bytes(view.kv_read_bytes_per_s, "/s")),
+        ("KV read by attention", show_bytes(view.kv_read_bytes_per_s, "/s")),
     ]
     return _panel("requests", _rows(rows))
 
@@ -88,10 +88,10 @@ def _memory(view: View, bar_width: int) -> Panel:
     pages = view.pages or {}
     rows = []
     for state, count in pages.items():
-        size = UNKNOWN if view.page_bytes is None else _bytes(count * view.page_bytes)
+        size = UNKNOWN if view.page_bytes is None else show_bytes(count * view.page_bytes)
         label = f"[{STYLES[state]}]{MARKS[state]}[/] {WORDS.get(state, state)}"
         rows.append((label, f"{count:,.0f} pages, {size}"))
-    rows.append(("  budget", f"{sum(pages.values()):,.0f} pages, {_bytes(view.budget_bytes)}"))
+    rows.append(("  budget", f"{sum(pages.values()):,.0f} pages, {show_bytes(view.budget_bytes)}"))
     return _panel("memory", Group(_bar(pages, bar_width), _rows(rows)))
 
 
@@ -119,7 +119,7 @@ def _work(view: View) -> Panel:
         ("driver seconds", UNKNOWN if view.driver_seconds is None else f"{view.driver_seconds:,.3f}"),
         ("tokens evicted/s", _rate(view.evicted_tokens_per_s)),
         ("tokens evicted", _count(view.evicted_tokens)),
-        ("KV reused", _bytes(view.kv_reused_bytes)),
+        ("KV reused", show_bytes(view.kv_reused_bytes)),
     ]
     return _panel("driver and evictions", _rows(rows))
 
@@ -151,7 +151,7 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return UNKNOWN if value is None else f"{value:.{digits}%}"
 
 
-def _bytes(value: float | None, per: str = "") -> str:
+def show_bytes(value: float | None, per: str = "") -> str:
     """In the largest of B, KiB, MiB, GiB and TiB that leaves a figure of at least 1."""
     if value is None:
         return UNKNOWN
