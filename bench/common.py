@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every benchmark does alike: medians, the facts of a run, and its JSON."""
 
+import argparse
 import json
 import platform
 import re
@@ -25,6 +26,20 @@ def median_seconds(run: Callable[[], object], repeats: int, prepare: Callable[[]
         run()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def natural(text: str) -> int:
+    """An option's whole number, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """The same, and not 0."""
+    if (number := natural(text)) == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return number
 
 
 # Not the slash of a relative path or of an address.

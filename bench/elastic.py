@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import short, write_json
+from common import positive, short, write_json
 from rich.console import Console
 from rich.table import Table
 from serve_load import Load, vocabulary
+from serve_run import INSTALLED_ALONE, MeasuringError
 
 from vt_sglang import machine
 from vt_sglang.chat import launch, toy_model
@@ -32,7 +33,8 @@ from vt_sglang.chat.measure import summarize
 from vt_sglang.chat.memory import kv_bytes
 from vt_sglang.chat.play import play
 from vt_sglang.chat.run import CPU_TOTAL_TOKENS, LEAST_RUNNING_REQUESTS, TOY_MODEL
-from vt_sglang.chat.server import Server
+from vt_sglang.chat.runs import cancel_on_signals
+from vt_sglang.chat.server import Server, ServerError
 from vt_sglang.chat.sides import split_words
 
 GIB = 2**30
@@ -59,7 +61,7 @@ class Subject:
     async def kv_bytes(self) -> int:
         taken = kv_bytes(await self._server.info())
         if taken is None:
-            sys.exit(f"{self._server.launch.name} does not tell what its KV cache takes")
+            raise MeasuringError(f"{self._server.launch.name} does not tell what its KV cache takes")
         return taken
 
     async def run(self) -> dict[str, Any]:
@@ -71,10 +73,10 @@ class Subject:
                 workload.scripts, client, clients=workload.clients, output_tokens=workload.output_tokens
             )
         if errors := [it.error for it in played.requests if it.error is not None]:
-            sys.exit(f"{self._server.launch.name}: {errors[0]}")
+            raise MeasuringError(f"{self._server.launch.name}: {errors[0]}")
         figures = {"seconds": played.seconds} | asdict(summarize(played)) | {"kv_bytes": await self.kv_bytes()}
         if wrong := await self._server.forget(workload.scripts[0].turns[0].question, self._plan.timeout_s):
-            sys.exit(f"{self._server.launch.name}: {wrong}")
+            raise MeasuringError(f"{self._server.launch.name}: {wrong}")
         return figures
 
     async def given_back(self, page_bytes: int) -> float:
@@ -82,17 +84,24 @@ class Subject:
         begun = time.perf_counter()
         while await self.kv_bytes() > page_bytes:
             if time.perf_counter() - begun > self._plan.idle_trim_s + self._plan.timeout_s:
-                sys.exit("the memory is not given back")
+                raise MeasuringError("the memory is not given back")
             await asyncio.sleep(0.1)
         return time.perf_counter() - begun
 
     async def page_bytes(self) -> int:
-        info = await self._server.info()
-        return int(info["internal_states"][0]["vtensor"]["page_bytes"]) if info else 0
+        """What stays: the page for padding."""
+        info = await self._server.info() or {}
+        return int(info["internal_states"][0]["vtensor"]["page_bytes"])
 
 
 async def measure(plan: Plan) -> dict[str, Any]:
-    """All figures, in bytes and seconds."""
+    """All figures, in bytes and seconds.
+
+    Raises:
+        ServerError: a server did not start.
+        MeasuringError: something went wrong in a run.
+    """
+    cancel_on_signals()
     async with Server(plan.stock, plan.logs / "elastic-stock.log", plan.timeout_s) as server:
         stock = await Subject(plan, server).kv_bytes()
     async with Server(plan.vtensor, plan.logs / "elastic-vtensor.log", plan.timeout_s) as server:
@@ -113,7 +122,7 @@ async def measure(plan: Plan) -> dict[str, Any]:
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
-    """Against what stock takes, and whether the goals are reached."""
+    """Against what stock takes, and what the return of the load costs."""
     stock = found["stock_kv_bytes"]
     table = Table("KV cache", "GiB", "of stock's")
     rows = {
@@ -135,18 +144,34 @@ def show(console: Console, found: dict[str, Any]) -> None:
 def _plan(argv: Sequence[str] | None = None) -> tuple[Plan, Path | None]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder; default: the toy model of vt-sglang chat")
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--first", type=int, default=2000, metavar="TOKENS")
-    parser.add_argument("--output", type=int, default=128, metavar="TOKENS")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--clients", type=positive, default=8)
+    parser.add_argument("--first", type=positive, default=2000, metavar="TOKENS")
+    parser.add_argument("--output", type=positive, default=128, metavar="TOKENS")
+    parser.add_argument("--runs", type=positive, default=3)
     parser.add_argument("--idle-trim", type=float, default=3.0, metavar="SECONDS")
     parser.add_argument("--server-args", default="", metavar="ARGUMENTS", help="for both servers")
-    parser.add_argument("--stock-args", default="", metavar="ARGUMENTS", help="for the stock server")
-    parser.add_argument("--max-total-tokens", type=int, metavar="TOKENS", help="default: what SGLang finds memory for")
+    parser.add_argument(
+        "--stock-args",
+        metavar="ARGUMENTS",
+        help="for the stock server; default: --attention-backend fa3, or torch_native on a CPU",
+    )
+    parser.add_argument(
+        "--max-total-tokens", type=positive, metavar="TOKENS", help="default: what SGLang finds memory for"
+    )
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
     parser.add_argument("--logs", type=Path, default=Path("report"), metavar="FOLDER")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(argv)
+    if given.idle_trim <= 0:
+        parser.error("--idle-trim: without idle time nothing is given back; give some seconds")
+    try:
+        return _made(given), given.json
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _made(given: argparse.Namespace) -> Plan:
+    """ValueError, OSError: it cannot be done."""
     on_gpu = bool(machine.gpus().names)
     load = Load(given.clients, 1, 0, given.first, 0, given.output)
     options = ServerOptions(
@@ -161,12 +186,13 @@ def _plan(argv: Sequence[str] | None = None) -> tuple[Plan, Path | None]:
     given.logs.mkdir(parents=True, exist_ok=True)
     if given.model is None:
         toy_model.ensure(TOY_MODEL)
-    stock = launch.named("stock", options, split_words("--stock-args", given.stock_args))
+    attention = f"--attention-backend {'fa3' if on_gpu else 'torch_native'}"
+    stock_args = attention if given.stock_args is None else given.stock_args
+    stock = launch.named("stock", options, split_words("--stock-args", stock_args))
     flags = ["--radix-cache-backend", "vtensor", "--vtensor-idle-trim", str(given.idle_trim)]
     vtensor = launch.named("vtensor", options, flags)
-    installed_alone = {"PYTHONSAFEPATH": "1"}  # not the package in the current folder
-    stock, vtensor = (replace(it, environment=it.environment | installed_alone) for it in (stock, vtensor))
-    plan = Plan(
+    stock, vtensor = (replace(it, environment=it.environment | INSTALLED_ALONE) for it in (stock, vtensor))
+    return Plan(
         stock,
         vtensor,
         load,
@@ -176,12 +202,16 @@ def _plan(argv: Sequence[str] | None = None) -> tuple[Plan, Path | None]:
         given.logs,
         given.timeout,
     )
-    return plan, given.json
 
 
 def main() -> None:
     plan, file = _plan()
-    found = asyncio.run(measure(plan))
+    try:
+        found = asyncio.run(measure(plan))
+    except (MeasuringError, ServerError) as error:
+        sys.exit(f"bench/elastic.py: {error}")
+    except (asyncio.CancelledError, KeyboardInterrupt):  # the servers are stopped
+        sys.exit("bench/elastic.py: interrupted")
     show(Console(width=130), found)
     if file:
         sides = [

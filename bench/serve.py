@@ -44,12 +44,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import short, write_json
+from common import natural, positive, short, write_json
 from rich.console import Console
 from rich.table import Table
 from serve_compare import RUN_METRICS, START_METRICS, compare, goals, table
 from serve_load import Load, vocabulary
-from serve_run import Measured, MeasuringError, Plan, measure
+from serve_run import INSTALLED_ALONE, Measured, MeasuringError, Plan, measure
 
 from vt_sglang import machine
 from vt_sglang.chat import launch, toy_model
@@ -59,44 +59,30 @@ from vt_sglang.chat.server import ServerError
 from vt_sglang.chat.sides import split_side, split_words
 
 PIPED_WIDTH = 150
-# Servers import what is installed, also where the current folder has a package of that name: the source, not compiled.
-INSTALLED_ALONE = {"PYTHONSAFEPATH": "1"}
 DEFAULT_SIDES = {
     "cuda": ("stock-fa3=--attention-backend fa3", "vtensor=--radix-cache-backend vtensor"),
     "cpu": ("stock-torch=--attention-backend torch_native", "vtensor=--radix-cache-backend vtensor"),
 }
 
 
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if (number := _natural(text)) == 0:
-        raise argparse.ArgumentTypeError("0 is too few")
-    return number
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     load = parser.add_argument_group("load")
-    load.add_argument("--clients", type=_positive, default=64)
-    load.add_argument("--turns", type=_positive, default=3)
+    load.add_argument("--clients", type=positive, default=64)
+    load.add_argument("--turns", type=positive, default=3)
     load.add_argument(
         "--system-prompt",
-        type=_natural,
+        type=natural,
         action="append",
         metavar="TOKENS",
         help="default: 0; a load for each",
     )
-    load.add_argument("--first", type=_positive, default=512, metavar="TOKENS")
-    load.add_argument("--next", type=_positive, default=128, metavar="TOKENS")
-    load.add_argument("--output", type=_positive, default=128, metavar="TOKENS")
+    load.add_argument("--first", type=positive, default=512, metavar="TOKENS")
+    load.add_argument("--next", type=positive, default=128, metavar="TOKENS")
+    load.add_argument("--output", type=positive, default=128, metavar="TOKENS")
     load.add_argument("--seed", type=int, default=0)
-    load.add_argument("--repeats", type=_positive, default=3, metavar="N")
-    load.add_argument("--runs-per-start", type=_positive, default=1, metavar="M")
+    load.add_argument("--repeats", type=positive, default=3, metavar="N")
+    load.add_argument("--runs-per-start", type=positive, default=1, metavar="M")
     servers = parser.add_argument_group("servers")
     servers.add_argument("--model", type=Path, help="folder; default: the toy model of vt-sglang chat")
     servers.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -108,9 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     servers.add_argument("--server-args", default="", metavar="ARGUMENTS", help="for all; a single one after `=`")
     servers.add_argument("--together", action="store_true", help="all servers side by side, at work by turns")
-    servers.add_argument("--context-length", type=_positive, default=8192, metavar="TOKENS")
+    servers.add_argument("--context-length", type=positive, default=8192, metavar="TOKENS")
     servers.add_argument(
-        "--max-total-tokens", type=_positive, metavar="TOKENS", help=f"default: {CPU_TOTAL_TOKENS} on a CPU"
+        "--max-total-tokens", type=positive, metavar="TOKENS", help=f"default: {CPU_TOTAL_TOKENS} on a CPU"
     )
     servers.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a start, or one answer")
     parser.add_argument("--logs", type=Path, default=Path("report"), metavar="FOLDER")

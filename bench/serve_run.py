@@ -23,6 +23,8 @@ from vt_sglang.chat.server import Server
 from vt_sglang.chat.workload import Workload
 
 SHOWN_ERRORS = 5
+# Servers import what is installed, also where the current folder has a package of that name: the source, not compiled.
+INSTALLED_ALONE = {"PYTHONSAFEPATH": "1"}
 
 
 class MeasuringError(Exception):
