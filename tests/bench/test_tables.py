@@ -81,7 +81,7 @@ def test_prefill_with_and_without_the_kernel_for_hopper(monkeypatch: pytest.Monk
 
 
 def test_results_name_their_command_and_no_path_of_a_machine() -> None:
-    for path in (ROOT / "bench/results").glob("*.json"):
+    for path in (ROOT / "bench/results").rglob("*.json"):
         text = path.read_text()
         assert '"command' in text, path
         assert '"date"' in text, path
