@@ -64,6 +64,7 @@ def chat_result(servers: tuple[str, ...] = ("stock", "vtensor"), *, repeats: boo
     result: dict[str, Any] = json.loads((RESULTS / "chat.json").read_text())
     result["servers"] = [server for server in result["servers"] if server["name"] in servers]
     for server in result["servers"]:
+        del server["by_turn"], server["by_cached_share"]
         server["requests"] = [
             {
                 "dialogue": dialogue,
