@@ -94,6 +94,7 @@ void Arena::set(SlotId slot, std::size_t index, PageId page) {
   const PageId next = index + 1 < map.size() ? map[index + 1] : kNoPage;
   const auto begun = [&](PageId it) { return std::size_t{begins_run(previous, it)} + begins_run(it, next); };
   const std::size_t change = begun(page) - begun(map[index]);
+  mappings_ += std::size_t{page != kNoPage} - std::size_t{map[index] != kNoPage};
   map[index] = page;
   slot_runs_[slot] += change;
   runs_ += change;

@@ -48,6 +48,9 @@ class Arena {
   // Unmaps one page index.
   void unmap_index(SlotId slot, std::size_t index);
 
+  // Page indices that map a page, in all slots.
+  std::size_t mappings() const { return mappings_; }
+
   // What the kernel needs a mapping of its own for, now and after these changes: every run of pages that follow one
   // another, and every gap after one. And how many of them the driver can keep.
   std::size_t runs() const { return runs_; }
@@ -71,6 +74,7 @@ class Arena {
   std::size_t slot_bytes_;
   std::size_t mapping_limit_;
   std::uintptr_t base_;
+  std::size_t mappings_ = 0;
   std::size_t runs_ = 0;
   std::vector<std::size_t> slot_runs_;     // their sum is runs_
   std::vector<std::vector<PageId>> maps_;  // by slot, by page index

@@ -246,17 +246,19 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
 
 void KVCache::check_mappings() const {
   std::size_t runs = 0;
+  std::size_t mappings = 0;
   for (SlotId slot = 0; slot < slots_.size(); ++slot) {
     runs += arena_.extent(slot) > 0;  // the gap after its last page
     for (std::size_t index = 0; index < arena_.extent(slot); ++index) {
       const PageId page = arena_.mapped(slot, index);
       const PageId before = index == 0 ? kNoPage : arena_.mapped(slot, index - 1);
       runs += page == kNoPage ? before != kNoPage : before == kNoPage || before + 1 != page;
+      mappings += page != kNoPage;
       VERIFY(page == kNoPage || pool_[page].created,
              "slot " + std::to_string(slot) + " maps " + name(page) + ", which does not exist");
     }
   }
-  VERIFY(runs == arena_.runs(), "the runs of mapped pages are miscounted");
+  VERIFY(runs == arena_.runs() && mappings == arena_.mappings(), "the runs of mapped pages are miscounted");
 }
 
 }  // namespace vt

@@ -493,14 +493,21 @@ void KVCache::require_idle_slot() const {
                   std::to_string(draining_.begin()->first) + " first");
 }
 
-// Where nothing of the path is mapped: a slot whose pages are free or whose sequence was evicted; else, while pages are
-// left to create, which have to be mapped in any case, one that maps nothing; else the one idle for longest.
+// Whether a slot that maps nothing should be taken before one with a cached sequence. Where contents move, not once
+// half as many pages are mapped as there may be: a page that two slots map for sequences of theirs cannot be moved
+// without loss to the other, and then growth is a driver call again (docs/design.md, "Moving").
+bool KVCache::may_map_more() const {
+  return move_pages_ ? 2 * arena_.mappings() < pool_.limit() : pool_.creatable() > 0;
+}
+
+// Where nothing of the path is mapped: a slot whose sequence was evicted; else one that maps nothing, or the one idle
+// for longest.
 SlotId KVCache::choose_slot(const Node* node) const {
   if (node != nullptr)
     if (const SlotId near = tree_.idle_slot_near(node); near != kNoSlot) return near;
   if (idle_.empty()) return unmapped_.front();
   const bool loose = tree_.attached(idle_.front()) == nullptr;
-  return loose || unmapped_.empty() || pool_.creatable() == 0 ? idle_.front() : unmapped_.front();
+  return loose || unmapped_.empty() || !may_map_more() ? idle_.front() : unmapped_.front();
 }
 
 bool KVCache::create_page() {

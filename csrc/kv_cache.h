@@ -222,6 +222,7 @@ class KVCache {
   const Slot& live(SlotId slot) const;
   bool fits(const Node* node, std::size_t total_tokens) const;
   void require_idle_slot() const;
+  bool may_map_more() const;
   SlotId choose_slot(const Node* node) const;
   bool create_page();
   void create_pages(std::size_t pages);

@@ -130,6 +130,7 @@ def check_decode_mem(original: Callable[..., Any], batch: Any, selected_indices:
     cache = batch.tree_cache
     if not isinstance(cache, VTensorCache):
         return bool(original(batch, selected_indices))
+    order_copies(cache, batch)
     reqs = batch.reqs if selected_indices is None else [batch.reqs[i] for i in selected_indices]
     slots, ends = _next_tokens(reqs)
     pages = cache.core.pages_to_grow(slots, ends)

@@ -39,7 +39,8 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
 
 
 def order_copies(cache: VTensorCache, batch: Any) -> None:
-    """Have tails copied where the batch's forward will run, behind the forwards that wrote them.
+    """Have tails copied and pages' contents moved where the batch's forward will run, behind the forwards that wrote
+    them.
 
     With the overlap schedule forwards have a stream of their own; without it they run on the scheduler's."""
     if cache.device.type == "cpu":

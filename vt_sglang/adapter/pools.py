@@ -80,6 +80,7 @@ def init_pools(
         device=configurator.gpu_id,
         exportable_pages=VTensorConfig.from_environment().exportable_pages,
         block_tokens=event_block_tokens(configurator.server_args),
+        move_pages=driver == "cuda",
     )
     check_mappings(core, context)
     if core.total_tokens != sizes.max_total_num_tokens:
