@@ -61,6 +61,11 @@ void Arena::map(std::span<const Change> changes) {
   pages_unmapped += replaced;
 }
 
+void Arena::note_mapped(const Change& change) {
+  set(change.slot, change.index, change.page);
+  ++pages_mapped;
+}
+
 void Arena::unmap(SlotId slot, std::size_t first) {
   for (std::size_t index = extent(slot); index-- > first;)
     if (mapped(slot, index) != kNoPage) unmap_index(slot, index);

@@ -29,6 +29,7 @@ class Arena {
   SlotId slots() const { return static_cast<SlotId>(maps_.size()); }
   std::size_t slot_tokens() const { return slot_bytes_ / geometry_.token_bytes; }
   std::size_t slot_bytes() const { return slot_bytes_; }
+  std::size_t slot_pages() const { return slot_bytes_ / geometry_.page_bytes; }
   std::uintptr_t address(SlotId slot, std::size_t index) const {
     return base_ + slot * slot_bytes_ + index * geometry_.page_bytes;
   }
@@ -43,6 +44,8 @@ class Arena {
 
   // Makes all changes in one batch. On failure (DriverError) the changed indices map nothing.
   void map(std::span<const Change> changes);
+  // Notes that somebody else has mapped a page where none was mapped.
+  void note_mapped(const Change& change);
   // Unmaps a slot's pages from index `first` on.
   void unmap(SlotId slot, std::size_t first);
   // Unmaps one page index.

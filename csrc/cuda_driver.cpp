@@ -63,6 +63,7 @@ CudaDriver::CudaDriver(int device, std::size_t page_bytes, PageId max_pages, con
                                 ": leave --vtensor-page-bytes out");
   handles_.resize(max_pages);
   exists_.resize(max_pages);
+  prepared_ = std::make_unique<std::atomic<bool>[]>(max_pages);
   in_window_.resize(max_pages);
   api_.check(api_.primary_context_retain(&context_, device_), "cuDevicePrimaryCtxRetain");
   if (!exports_pages()) properties_.requested_handle_types = cuda::kHandleTypeNone;
@@ -93,7 +94,7 @@ CudaDriver::~CudaDriver() {
     if (mapped_[i]) api_.unmap(range_ + i * page_bytes_, page_bytes_);
   for (PageId page = 0; page < max_pages_; ++page) {
     if (in_window_[page]) api_.unmap(window(page), page_bytes_);
-    if (exists_[page]) api_.release(handles_[page]);
+    if (exists_[page] || prepared(page)) api_.release(handles_[page]);
   }
   if (module_ != nullptr) api_.module_unload(module_);
   if (window_ != 0) api_.address_free(window_, page_bytes_ * max_pages_);
@@ -117,16 +118,41 @@ std::uintptr_t CudaDriver::reserve(std::size_t bytes) {
   return static_cast<std::uintptr_t>(range_);
 }
 
-void CudaDriver::create(PageId page) {
+void CudaDriver::allocate(PageId page) {
   const InContext in_context(api_, context_);
   const Result result = api_.create(&handles_[page], page_bytes_, &properties_, 0);
   if (result == cuda::kOutOfMemory) throw OutOfMemory("cuMemCreate", result, api_.describe(result));
   api_.check(result, "cuMemCreate");
+  ++pages_;
+}
+
+void CudaDriver::create(PageId page) {
+  if (prepared(page))
+    prepared_[page] = false;
+  else
+    allocate(page);
   exists_[page] = true;
-  ++created_;
+}
+
+void CudaDriver::prepare(PageId page) {
+  if (exists_[page] || prepared(page)) return;
+  allocate(page);
+  prepared_[page] = true;
+  try {
+    ready_to_move(page);
+  } catch (const DriverError&) {  // then at its first move
+  }
+}
+
+bool CudaDriver::unprepare(PageId page) {
+  if (!prepared(page)) return false;
+  free(page);
+  prepared_[page] = false;
+  return true;
 }
 
 void CudaDriver::ready_to_move(PageId page) {
+  if (in_window_[page]) return;
   const InContext in_context(api_, context_);
   map_in_window(page);
 }
@@ -147,15 +173,19 @@ void CudaDriver::map_in_window(PageId page) {
   in_window_[page] = true;
 }
 
-void CudaDriver::release(PageId page) {
+void CudaDriver::free(PageId page) {
   const InContext in_context(api_, context_);
   if (in_window_[page]) {
     api_.check(api_.unmap(window(page), page_bytes_), "cuMemUnmap");
     in_window_[page] = false;
   }
   api_.check(api_.release(handles_[page]), "cuMemRelease");
+  --pages_;
+}
+
+void CudaDriver::release(PageId page) {
+  free(page);
   exists_[page] = false;
-  --created_;
 }
 
 Result CudaDriver::map_one(cuda::DevicePointer address, PageId page) {
@@ -213,7 +243,7 @@ void CudaDriver::map(std::span<const MapOperation> operations) {
   const auto mapped = std::count(mapped_.begin(), mapped_.end(), true);
   for (const MapOperation& operation : operations) unmap_one(operation.address);
   const std::string what = api_.describe(failure.result) + " (page " + std::to_string(failure.operation.page) + " of " +
-                           std::to_string(created_) + ", at page index " +
+                           std::to_string(pages_) + ", at page index " +
                            std::to_string(index(failure.operation.address)) + " of " + std::to_string(mapped_.size()) +
                            ", of which " + std::to_string(mapped) + " are mapped)";
   // Page tables take memory as well.

@@ -2,6 +2,8 @@
 // Pages of GPU memory through CUDA's virtual memory management.
 #pragma once
 
+#include <atomic>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,9 @@ class CudaDriver final : public Driver {
   std::uintptr_t reserve(std::size_t bytes) override;
   void create(PageId page) override;
   void release(PageId page) override;
+  void prepare(PageId page) override;
+  bool unprepare(PageId page) override;
+  bool prepared(PageId page) const override { return prepared_[page].load(std::memory_order_relaxed); }
   void map(std::span<const MapOperation> operations) override;
   void unmap(std::uintptr_t address) override;
   void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override;
@@ -33,12 +38,14 @@ class CudaDriver final : public Driver {
   void move(std::span<const Move> moves) override;
   void ready_to_move(PageId page) override;
   void set_stream(std::uintptr_t stream) override { stream_ = reinterpret_cast<cuda::Stream>(stream); }
-  std::size_t physical_bytes() const override { return created_ * page_bytes_; }
+  std::size_t physical_bytes() const override { return pages_ * page_bytes_; }
 
  private:
   class InContext;  // makes the device's primary context current for a scope
 
   bool supports(int attribute) const;
+  void allocate(PageId page);
+  void free(PageId page);
   // Whether pages with the handles asked for can really be had: containers may refuse what the device supports.
   bool exports_pages() const;
   std::size_t index(cuda::DevicePointer address) const { return (address - range_) / page_bytes_; }
@@ -63,13 +70,14 @@ class CudaDriver final : public Driver {
   cuda::AllocationProperties properties_{};
   std::size_t page_bytes_;
   PageId max_pages_;
-  std::size_t created_ = 0;
+  std::size_t pages_ = 0;  // that have memory
   cuda::DevicePointer range_ = 0;
   std::size_t range_bytes_ = 0;
   cuda::Stream stream_ = nullptr;
-  std::vector<cuda::AllocationHandle> handles_;  // by page; valid where created
-  std::vector<bool> exists_;
-  std::vector<bool> mapped_;  // by page of the range
+  std::vector<cuda::AllocationHandle> handles_;    // by page; valid where created
+  std::vector<bool> exists_;                       // has memory, and is created
+  std::unique_ptr<std::atomic<bool>[]> prepared_;  // has memory, and is not
+  std::vector<bool> mapped_;                       // by page of the range
   // Where pages are mapped to be copied from or moved, at page * page_bytes, from the first time on until they are
   // released: what is put on a stream must not depend on a mapping that may change before the stream comes to it.
   cuda::DevicePointer window_ = 0;

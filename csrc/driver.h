@@ -47,6 +47,12 @@ class Driver {
   // throws OutOfMemory where there is none left for the page.
   virtual void create(PageId page) = 0;
   virtual void release(PageId page) = 0;
+  // Takes memory for a page that does not exist yet, so that creating it takes no time; nothing if it exists. It counts
+  // as physical memory, and is given back by unprepare, if the page still does not exist: then true.
+  virtual void prepare(PageId /*page*/) {}
+  virtual bool unprepare(PageId /*page*/) { return false; }
+  // Whether creating it takes no time. May be asked at any time, and be out of date.
+  virtual bool prepared(PageId /*page*/) const { return false; }
 
   // Maps pages, in place of what is mapped there now. On failure every address of the batch is left unmapped; it is
   // OutOfMemory where there is none for what the mapping itself takes.

@@ -38,6 +38,13 @@ class FaultDriver final : public Driver {
     inner_->create(page);
     ++created_;
   }
+  void prepare(PageId page) override {
+    fail_or_pass("create");
+    if (created_ >= memory_) throw OutOfMemory("create", -1, "injected lack of memory");
+    inner_->prepare(page);
+  }
+  bool unprepare(PageId page) override { return inner_->unprepare(page); }
+  bool prepared(PageId page) const override { return inner_->prepared(page); }
   void release(PageId page) override {
     fail_or_pass("release");
     inner_->release(page);

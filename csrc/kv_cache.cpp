@@ -20,8 +20,8 @@ constexpr std::uint64_t kForwardsBeforeRetry = 64;
 }  // namespace
 
 KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-                 PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages)
-    : driver_(std::make_unique<TimedDriver>(std::move(driver))),
+                 PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages, bool map_ahead)
+    : driver_(std::make_unique<DriverWorker>(std::make_unique<TimedDriver>(std::move(driver)))),
       geometry_(geometry),
       budget_(budget),
       pool_(*driver_, budget + 1),
@@ -29,7 +29,8 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
              mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit())),
       tree_(pool_, geometry, slots, block_tokens),
       slots_(slots),
-      move_pages_(move_pages) {
+      move_pages_(move_pages),
+      map_ahead_(map_ahead) {
   // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
   pool_.create();
   const PageId page = pool_.take();
@@ -180,10 +181,12 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     if (tail == Tail::kCopied) --shared;
   }
   const std::size_t pages = geometry_.pages_for(tokens);
+  harvest();
   require_idle_slot();
   require(pages - shared);
   // Only now: the slots of what was evicted have pages to take where they are mapped.
   const SlotId slot = choose_slot(node);
+  settle(slot, 0, arena_.slot_pages());
 
   ++choices_;
   for (const PageId page : path) pool_[page].chosen = choices_;  // stays, or is moved to where the slot maps a page
@@ -263,12 +266,16 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   counters_.tails_extended += tail == Tail::kExtended;
   counters_.tails_copied += tail == Tail::kCopied;
   counters_.guards_mapped += guards;
+  if (node != nullptr) prepare_slot(node);
+  map_ahead(slot);
+  stock_up();
   return {slot, tail, shared, changes.size()};
 }
 
 void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens, std::size_t guard_tokens) {
   const std::lock_guard guard(mutex_);
   if (slots.size() != tokens.size()) throw std::invalid_argument("grow takes one token count per slot");
+  harvest();
   ++growths_;
   std::vector<Fresh>& fresh = scratch_.fresh;
   std::vector<Change>& changes = scratch_.changes;
@@ -283,6 +290,7 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     if (slots_[slots[i]].seen == growths_) throw std::invalid_argument("a slot is named twice in one growth");
     slots_[slots[i]].seen = growths_;
     const std::size_t pages = geometry_.pages_for(tokens[i]);
+    settle(slots[i], it.pages, geometry_.pages_for(tokens[i] + guard_tokens));
     for (std::size_t index = it.pages; index < pages; ++index) fresh.push_back({slots[i], index});
     add_guards(slots[i], tokens[i], guard_tokens, changes);
   }
@@ -292,17 +300,17 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     require(fresh.size());
     ++choices_;
     acquire(fresh);
-    moved = scratch_.planned.size();
-    make_moves(fresh, scratch_.path);
-    for (const Fresh& it : fresh) {
+    for (const Fresh& it : fresh) {  // what is to be moved is mapped already
       const PageId mapped = arena_.mapped(it.slot, it.index);
-      if (mapped == it.page) continue;
+      if (mapped == it.page || it.comes) continue;
       changes.push_back({it.slot, static_cast<std::uint32_t>(it.index), it.page});
       if (mapped == kNoPage || slots_[it.slot].guard_reader <= completed_) continue;
       give_back(fresh);
       throw SlotsBusy("a forward may be reading behind slot " + std::to_string(it.slot) + "; complete forward " +
                       std::to_string(slots_[it.slot].guard_reader) + " first");
     }
+    moved = scratch_.planned.size();
+    make_moves(fresh, scratch_.path);
   }
   try {
     map(changes, kNoSlot);
@@ -322,7 +330,9 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     Slot& it = slots_[slots[i]];
     live_tokens_ += tokens[i] - it.tokens;
     it.tokens = tokens[i];
+    if (!fresh.empty()) map_ahead(slots[i]);
   }
+  if (!fresh.empty()) stock_up();
 }
 
 std::size_t KVCache::pages_to_grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens) const {
@@ -352,6 +362,7 @@ KVCache::Recorded KVCache::record(SlotId slot, std::span<const Token> tokens) {
     live_tokens_ -= tokens.size() - it.recorded;
     it.recorded = tokens.size();
   }
+  if (recorded.added > 0) prepare_slot(recorded.node->parent);
   it.duplicate |= recorded.duplicate;  // from now on: all that it records stands below pages that are not its own
   return {RadixTree::handle(recorded.node), it.duplicate, recorded.added};
 }
@@ -385,6 +396,7 @@ void KVCache::release(SlotId slot) {
   const std::lock_guard guard(mutex_);
   live(slot);
   Slot& it = slots_[slot];
+  unreserve(slot);
   if (it.path != nullptr) tree_.unlock(it.path);
   it.path = nullptr;
   for (std::size_t index = 0; index < it.pages; ++index) {
@@ -497,7 +509,7 @@ void KVCache::require_idle_slot() const {
 // half as many pages are mapped as there may be: a page that two slots map for sequences of theirs cannot be moved
 // without loss to the other, and then growth is a driver call again (docs/design.md, "Moving").
 bool KVCache::may_map_more() const {
-  return move_pages_ ? 2 * arena_.mappings() < pool_.limit() : pool_.creatable() > 0;
+  return move_pages_ ? 2 * (arena_.mappings() + pending_.size()) < pool_.limit() : pool_.creatable() > 0;
 }
 
 // Where nothing of the path is mapped: a slot whose sequence was evicted; else one that maps nothing, or the one idle
@@ -514,6 +526,7 @@ bool KVCache::create_page() {
   try {
     pool_.create();
   } catch (const OutOfMemory&) {
+    if (give_back_stock() > 0) return create_page();  // it was for other pages
     retry_at_ = begun_ + kForwardsBeforeRetry;
     ++counters_.creations_failed;
     return false;
@@ -529,7 +542,7 @@ bool KVCache::create_page() {
 }
 
 void KVCache::create_pages(std::size_t pages) {
-  while (pool_.free() < pages && pool_.creatable() > 0 && create_page()) {
+  while (pool_.free() < pages + pool_.reserved() && pool_.creatable() > 0 && create_page()) {
   }
 }
 
@@ -566,6 +579,7 @@ void KVCache::acquire(std::vector<Fresh>& fresh) {
       continue;
     pool_[mapped].chosen = choices_;
     scratch_.planned.push_back({{it.page, mapped, false}, false, i});
+    it.comes = true;
   }
 }
 
@@ -655,6 +669,7 @@ void KVCache::map(std::span<const Change> changes, SlotId binding) {
 
 // Unmaps what nobody uses, the longest idle first, until these changes keep to the mapping limit.
 void KVCache::shed(std::span<const Change> changes, SlotId binding) {
+  settle_all();
   const auto enough = [&] { return arena_.runs_after(changes) <= arena_.mapping_limit(); };
   std::vector<SlotId> order(idle_.begin(), idle_.end());
   for (const SlotId slot : order) {
@@ -693,6 +708,7 @@ void KVCache::set_limit(std::size_t pages) {
     throw std::invalid_argument("the limit must be 1 to " + std::to_string(budget_) + " pages, not " +
                                 std::to_string(pages));
   pool_.set_limit(static_cast<PageId>(pages) + 1);
+  give_back_stock();
   evict_excess();
 }
 
@@ -719,7 +735,9 @@ std::vector<bool> KVCache::mapped_in_flight() const {
 }
 
 std::size_t KVCache::trim_pages(std::size_t keep, std::size_t most_calls, bool settled) {
-  if (pool_.free() <= keep) return 0;
+  const std::size_t stock = give_back_stock();
+  if (pool_.free() <= keep) return stock;
+  settle_all();
   const std::vector<bool> untouchable = mapped_in_flight();
   std::vector<std::uint32_t> mappings(pool_.budget());
   for (SlotId slot = 0; slot < slots_.size(); ++slot)
@@ -743,7 +761,7 @@ std::size_t KVCache::trim_pages(std::size_t keep, std::size_t most_calls, bool s
     pool_.destroy(page);
     ++counters_.pages_released;
   }
-  return pages.size();
+  return stock + pages.size();
 }
 
 // ---- looking
@@ -758,11 +776,12 @@ Usage KVCache::usage() const {
 
 Counters KVCache::counters() const {
   const std::lock_guard guard(mutex_);
-  Counters counters = counters_;
+  Counters counters = counters_;  // without what the thread has done since the last bind or growth
   counters.pages_mapped = arena_.pages_mapped;
   counters.pages_unmapped = arena_.pages_unmapped;
   counters.driver_calls = driver_->calls();
   counters.driver_ns = driver_->nanoseconds();
+  counters.driver_wait_ns = driver_->waited_nanoseconds();
   return counters;
 }
 

@@ -16,14 +16,15 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "arena.h"
 #include "driver.h"
+#include "driver_worker.h"
 #include "page_pool.h"
 #include "radix_tree.h"
 #include "share_plan.h"
-#include "timed_driver.h"
 
 namespace vt {
 
@@ -41,16 +42,18 @@ struct Counters {
   std::uint64_t pages_adopted = 0;     // those of them that the slot mapped already
   std::uint64_t pages_reused = 0;      // free pages that the slot mapped already
   std::uint64_t pages_mapped = 0;
-  std::uint64_t pages_unmapped = 0;  // taken out of a mapping or replaced in it
-  std::uint64_t guards_mapped = 0;   // those mapped only so that what lies behind a sequence can be read
-  std::uint64_t pages_moved = 0;     // contents that went to another page, so that a mapping could stay
-  std::uint64_t tails_extended = 0;  // partly filled pages that a bind went on filling in place
-  std::uint64_t tails_copied = 0;    // partly filled pages that a bind copied
+  std::uint64_t pages_unmapped = 0;      // taken out of a mapping or replaced in it
+  std::uint64_t guards_mapped = 0;       // those mapped only so that what lies behind a sequence can be read
+  std::uint64_t pages_mapped_ahead = 0;  // those mapped before they were needed, beside other work
+  std::uint64_t pages_moved = 0;         // contents that went to another page, so that a mapping could stay
+  std::uint64_t tails_extended = 0;      // partly filled pages that a bind went on filling in place
+  std::uint64_t tails_copied = 0;        // partly filled pages that a bind copied
   std::uint64_t nodes_evicted = 0;
   std::uint64_t tokens_evicted = 0;
-  std::uint64_t slots_shed = 0;    // idle slots unmapped to stay under the mapping limit
-  std::uint64_t driver_calls = 0;  // a page is a call of its own, also in a batch
-  std::uint64_t driver_ns = 0;     // time spent in them
+  std::uint64_t slots_shed = 0;      // idle slots unmapped to stay under the mapping limit
+  std::uint64_t driver_calls = 0;    // a page is a call of its own, also in a batch
+  std::uint64_t driver_ns = 0;       // time spent in them, by whichever thread
+  std::uint64_t driver_wait_ns = 0;  // that callers of the cache spent in them, or waiting for the thread's
 };
 
 // Now, in pages and tokens.
@@ -66,9 +69,10 @@ class KVCache {
   // slots: virtual tensors, the padding slot 0 included. slot_tokens: the longest sequence a slot must hold.
   // budget: pages for sequences; one more backs token 0 of slot 0 from the start, so that kernels may read and write
   // it as padding. mapping_limit: 0 takes the driver's. block_tokens: tokens of a block, for those who are told what
-  // the tree holds; 0 for no blocks. move_pages: move contents rather than map pages, where either would do.
+  // the tree holds; 0 for no blocks. move_pages: move contents rather than map pages, where either would do. map_ahead:
+  // a thread of the cache's maps what is likely to be needed.
   KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-          PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages);
+          PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages, bool map_ahead);
   ~KVCache();
 
   struct Match {
@@ -153,6 +157,8 @@ class KVCache {
   // Evicts what is held above the limit, and gives free pages above it back to the driver by about so many calls, while
   // forwards may be in flight. Returns pages given back. To be called again while more exist than the limit allows.
   std::size_t shrink(std::size_t most_calls);
+  // Waits until all that is mapped and created ahead is so.
+  void finish_ahead();
   // Forgets every recorded sequence. No slot may be live and no node locked.
   void clear();
 
@@ -196,22 +202,31 @@ class KVCache {
     // and would let another extend it over what is read.
     Node* path = nullptr;
     std::uint64_t last_forward = 0;
-    std::uint64_t guard_reader = 0;    // the last forward that reads behind its tokens
-    std::uint64_t seen = 0;            // the growth that looked at it last
-    std::list<SlotId>::iterator idle;  // while idle: place in idle_, or in unmapped_
-    bool unmapped = false;             // in the latter
+    std::uint64_t guard_reader = 0;             // the last forward that reads behind its tokens
+    std::uint64_t seen = 0;                     // the growth that looked at it last
+    std::list<SlotId>::iterator idle;           // while idle: place in idle_, or in unmapped_
+    bool unmapped = false;                      // in the latter
+    std::vector<DriverWorker::Ticket> pending;  // mappings that the thread is to make
   };
   // A fresh page for each of these indices: claimed where the slot maps a free one, else taken.
   struct Fresh {
     SlotId slot;
     std::size_t index;
     PageId page = kNoPage;
+    bool comes = false;  // it will be the one that the slot maps, whose content goes to `page` by then
   };
   // A move, and what it is for: that fresh page `at` can be the one mapped there, or page `at` of the path bound to.
   struct Planned {
     Move move;
     bool of_path;
     std::size_t at;
+  };
+
+  // A mapping that the thread is to make. Until it is known to be made, the arena does not have it.
+  struct Ahead {
+    SlotId slot;
+    std::uint32_t index;
+    PageId page;
   };
 
   struct Expected;  // of a page, as the checker counts it
@@ -224,6 +239,19 @@ class KVCache {
   void require_idle_slot() const;
   bool may_map_more() const;
   SlotId choose_slot(const Node* node) const;
+  // ahead.cpp
+  void harvest();
+  void settle(SlotId slot, std::size_t first, std::size_t last);
+  void settle_all();
+  void end_ahead(DriverWorker::Ticket ticket, bool done);
+  void post_ahead(const Ahead& ahead, DriverWorker::Priority priority);
+  PageId page_to_map_ahead();
+  void map_ahead(SlotId slot);
+  void unreserve(SlotId slot);
+  void prepare_slot(Node* node);
+  void stock_up();
+  std::size_t give_back_stock();
+
   bool create_page();
   void create_pages(std::size_t pages);
   void retry_withheld(bool now);
@@ -248,7 +276,7 @@ class KVCache {
   void forget_idle(SlotId slot);
 
   mutable std::mutex mutex_;
-  std::unique_ptr<TimedDriver> driver_;
+  std::unique_ptr<DriverWorker> driver_;
   Geometry geometry_;
   PageId budget_;  // without the padding page
   PagePool pool_;
@@ -266,6 +294,9 @@ class KVCache {
   std::uint64_t growths_ = 0;
   std::uint64_t choices_ = 0;  // binds and growths that chose what to move
   bool move_pages_;
+  bool map_ahead_;
+  std::unordered_map<DriverWorker::Ticket, Ahead> pending_;
+  PageId stocked_until_ = 0;    // the pages from the next new one to this were to be prepared
   std::uint64_t retry_at_ = 0;  // the forward from which on it is tried again to create a page that is withheld
   Counters counters_;
   struct {

@@ -34,6 +34,7 @@ void PagePool::create() {
 
 void PagePool::destroy(PageId page) {
   driver_.release(page);
+  unreserve(page);
   unlink(page);
   pages_[page] = Page{};
   --free_;

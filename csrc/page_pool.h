@@ -36,6 +36,7 @@ struct Page {
   std::uint32_t index = 0;
   std::uint64_t chosen = 0;  // the bind or growth that has set its content to be moved, or not to be, last
   bool created = false;
+  bool reserved = false;      // free, but to be taken only by whom it was mapped for, while there are others
   bool cleared = false;       // its memory was filled with zeros since it was created
   std::uint64_t touched = 0;  // the forward ahead of which the driver was last told to copy or clear it
   PageId previous = kNoPage;  // neighbours in the free list
@@ -60,6 +61,9 @@ class PagePool {
     const Page& it = pages_[page];
     return it.created && it.holders == 0 && it.previous == kNoPage && free_head_ != page;
   }
+  // Keeps a free page for who is to claim it, as long as take() finds others.
+  void reserve(PageId page);
+  void unreserve(PageId page);
   // Undoes take or claim.
   void give_back(PageId page);
 
@@ -99,6 +103,10 @@ class PagePool {
   PageId limit() const { return limit_; }
   PageId created() const { return created_; }
   PageId free() const { return free_; }
+  PageId reserved() const { return reserved_; }
+  // The lowest id that was never created, of which those above it are created one by one, unless pages that were
+  // destroyed come before: then kNoPage.
+  PageId next_new() const { return destroyed_.empty() ? next_new_ : kNoPage; }
   PageId held() const { return held_; }
   PageId pinned() const { return pinned_; }
   // Held pages that no pin protects: evicting every unlocked node frees exactly these.
@@ -131,6 +139,7 @@ class PagePool {
   PageId created_ = 0;
   PageId withheld_ = 0;
   PageId free_ = 0;
+  PageId reserved_ = 0;
   PageId taken_ = 0;
   PageId held_ = 0;
   PageId pinned_ = 0;
@@ -157,13 +166,28 @@ inline void PagePool::append(PageId page) {
 
 inline bool PagePool::claim(PageId page) {
   if (!pages_[page].created || pages_[page].holders != 0 || taken(page)) return false;
+  unreserve(page);
   unlink(page);
   --free_;
   ++taken_;
   return true;
 }
 
+inline void PagePool::reserve(PageId page) {
+  unlink(page);
+  --free_;
+  append(page);
+  reserved_ += !pages_[page].reserved;
+  pages_[page].reserved = true;
+}
+
+inline void PagePool::unreserve(PageId page) {
+  reserved_ -= pages_[page].reserved;
+  pages_[page].reserved = false;
+}
+
 inline PageId PagePool::take() {
+  while (free_ > reserved_ && pages_[free_head_].reserved) reserve(free_head_);
   const PageId page = free_head_;
   if (page == kNoPage) throw InvariantError("a page was to be taken where none is free");
   claim(page);

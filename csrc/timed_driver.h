@@ -3,6 +3,7 @@
 // driver a microsecond at least.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -19,17 +20,28 @@ class TimedDriver final : public Driver {
 
   // Since the start. A page is a call of its own, also in a batch; failed calls count. What is only put on a stream is
   // none: copying, clearing, moving.
-  std::uint64_t calls() const { return calls_; }
-  std::uint64_t nanoseconds() const { return nanoseconds_; }
+  std::uint64_t calls() const { return calls_.load(std::memory_order_relaxed); }
+  std::uint64_t nanoseconds() const { return nanoseconds_.load(std::memory_order_relaxed); }
 
   std::string name() const override { return inner_->name(); }
   std::size_t page_bytes() const override { return inner_->page_bytes(); }
   int device() const override { return inner_->device(); }
+  bool takes_time() const override { return takes_time_; }
   std::uintptr_t reserve(std::size_t bytes) override { return inner_->reserve(bytes); }
   void create(PageId page) override {
-    const Timer timer(*this, 1);
+    const Timer timer(*this, inner_->prepared(page) ? 0 : 1);
     inner_->create(page);
   }
+  void prepare(PageId page) override {
+    const Timer timer(*this, 1);
+    inner_->prepare(page);
+  }
+  bool unprepare(PageId page) override {
+    const bool is_prepared = inner_->prepared(page);
+    const Timer timer(*this, is_prepared ? 1 : 0);
+    return inner_->unprepare(page);
+  }
+  bool prepared(PageId page) const override { return inner_->prepared(page); }
   void release(PageId page) override {
     const Timer timer(*this, 1);
     inner_->release(page);
@@ -55,7 +67,7 @@ class TimedDriver final : public Driver {
     inner_->move(moves);
   }
   void ready_to_move(PageId page) override {
-    const Timer timer(*this, 1);
+    const Timer timer(*this, inner_->prepared(page) ? 0 : 1);
     inner_->ready_to_move(page);
   }
   void set_stream(std::uintptr_t stream) override { inner_->set_stream(stream); }
@@ -86,8 +98,8 @@ class TimedDriver final : public Driver {
 
   std::unique_ptr<Driver> inner_;
   bool takes_time_;
-  std::uint64_t calls_ = 0;
-  std::uint64_t nanoseconds_ = 0;
+  std::atomic<std::uint64_t> calls_ = 0;  // atomic: they are read while a thread of the driver's is at work
+  std::atomic<std::uint64_t> nanoseconds_ = 0;
 };
 
 }  // namespace vt

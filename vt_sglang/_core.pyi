@@ -37,7 +37,8 @@ class Counters(TypedDict):
     Matched tokens are those that binds found in the tree, and the sum of adopted (on pages that the slot mapped
     already), aliased (on pages that were mapped for it) and copied ones (as a tail, or moved to pages that the slot mapped
     already). A token counts where its last byte lies. Every page is a driver call of its own, also in a batch; copies,
-    which are only put on a stream, are none. `driver_ns` is the time spent in both.
+    which are only put on a stream, are none. `driver_ns` is the time spent in both, by whichever thread; `driver_wait_ns`
+    what those who called the cache spent so, or waiting for its own thread.
     """
 
     binds: int
@@ -54,6 +55,7 @@ class Counters(TypedDict):
     pages_mapped: int
     pages_unmapped: int
     guards_mapped: int
+    pages_mapped_ahead: int
     pages_moved: int
     tails_extended: int
     tails_copied: int
@@ -62,6 +64,7 @@ class Counters(TypedDict):
     slots_shed: int
     driver_calls: int
     driver_ns: int
+    driver_wait_ns: int
 
 class Usage(TypedDict):
     """What is in use now. `budget_pages` leaves the padding page out; the other page counts include it.
@@ -122,6 +125,7 @@ class KVCache:
         inject_faults: bool = False,
         block_tokens: int = 0,
         move_pages: bool = False,
+        map_ahead: bool = False,
     ) -> None:
         """Reserve addresses for `slots` virtual tensors of `slot_tokens` tokens; physical pages come on demand.
 
@@ -144,6 +148,8 @@ class KVCache:
             block_tokens: tokens of a block, see `new_blocks`; 0 for no blocks.
             move_pages: whether contents of pages are moved rather than pages mapped, where either would do. With "cuda"
                 that costs a fraction of a mapping, on the host many times as much.
+            map_ahead: whether a thread of the cache's maps and creates pages before they are needed: the next one of each
+                live slot, and prefixes that several requests share in slots that map nothing.
 
         Raises:
             ValueError: a size that cannot be.
@@ -358,6 +364,9 @@ class KVCache:
 
     def mappable_pages(self) -> int:
         """Pages that can be mapped besides those of live and draining slots, after unmapping what nobody uses."""
+
+    def finish_ahead(self) -> None:
+        """Wait until all that is mapped and created ahead is so; nothing waits for that but tests and benchmarks."""
 
     def clear(self) -> None:
         """Forget every recorded sequence. InvariantError if a slot is live or a node locked."""

@@ -116,6 +116,7 @@ class CudaWorld(World):
             budget_pages=self.budget_pages,
             mapping_limit=self.mapping_limit,
             move_pages=self.move_pages,
+            map_ahead=self.map_ahead,
         )
 
     def inject(self, cache: KVCache, fault: Fault) -> None:  # noqa: ARG002

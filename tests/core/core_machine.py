@@ -74,6 +74,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.certain: set[int] = set()  # those that no eviction can have taken
         self.evicted = 0
         self.moved = 0
+        self.mapped_ahead = 0
         self.begun = 0
         self.completed = 0
         self.draining: dict[int, tuple[int, dict[int, int]]] = {}  # slot -> (forward, what it maps)
@@ -117,6 +118,9 @@ class CoreMachine(RuleBasedStateMachine):
         if counters["pages_moved"] != self.moved:
             self.moved = counters["pages_moved"]
             self.world.met["contents moved"] += 1
+        if counters["pages_mapped_ahead"] != self.mapped_ahead:
+            self.mapped_ahead = counters["pages_mapped_ahead"]
+            self.world.met["mapped ahead"] += 1
         if evicted != self.evicted:
             self.evicted = evicted
             self.certain = {prefix for lock in self.locks for prefix in lock.hashes}
@@ -157,6 +161,11 @@ class CoreMachine(RuleBasedStateMachine):
         usage = self.cache.usage()
         return max(self.limit + 1 - (usage["held_pages"] - usage["evictable_pages"]), 0)
 
+    def physical_pages(self) -> int:
+        """Pages that have memory: those that exist, and those that memory was taken for ahead."""
+        self.cache.finish_ahead()
+        return self.cache.physical_bytes() // self.cache.page_bytes
+
     def there(self) -> int:
         """Pages that may be held beside the padding page, as far as the core knows."""
         return min(self.limit, self.world.budget_pages - self.cache.usage()["withheld_pages"])
@@ -176,16 +185,19 @@ class CoreMachine(RuleBasedStateMachine):
         """End injected failures, but not a lack of memory."""
         self.world.clear_faults(self.cache)
         if self.memory_pages is not None:
-            self.world.limit_memory(self.cache, self.memory_pages - self.cache.usage()["created_pages"])
+            self.world.limit_memory(self.cache, self.memory_pages - self.physical_pages())
 
     def attempt(self, operation: Callable[[], Any], fault: Fault | None) -> Any:
         """Run an operation. If the injected failure meets it, show that it left no trace and succeeds when repeated."""
         if fault is None:
             return self.within_mapping_limit(operation)
         before = self.observe()
+        self.cache.finish_ahead()
         self.world.inject(self.cache, fault)
         try:
-            return operation()
+            done = operation()
+            self.cache.finish_ahead()  # the failure may meet the thread: always or never
+            return done
         except DriverError as error:
             self.clear_faults()
             self.note_evictions()
@@ -540,7 +552,7 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(pages=st.integers(0, 3))
     def lose_memory(self, pages: int) -> None:
         """Others take all but so many pages."""
-        self.memory_pages = self.cache.usage()["created_pages"] + pages
+        self.memory_pages = max(self.physical_pages(), self.cache.usage()["created_pages"] + pages)
         self.clear_faults()
 
     @precondition(lambda self: self.memory_pages is None and self.steps % 4 == 1)
@@ -654,6 +666,7 @@ class CoreMachine(RuleBasedStateMachine):
             self.plan()
 
     def verify(self) -> None:
+        self.cache.finish_ahead()  # so that every run of a machine is the same
         self.cache.check()
         self.note_failures()
         usage = self.cache.usage()
@@ -669,7 +682,9 @@ class CoreMachine(RuleBasedStateMachine):
         available = max(self.there() + 1 - usage["held_pages"], 0)
         assert self.cache.available_tokens() == self.geometry.tokens_in(available)
         assert self.cache.protected_tokens() <= self.cache.total_tokens
-        assert self.cache.physical_bytes() == usage["created_pages"] * self.cache.page_bytes
+        physical = self.physical_pages()
+        assert physical == usage["created_pages"] or (self.world.map_ahead and physical > usage["created_pages"])
+        assert physical <= max(self.limit + 1, usage["created_pages"])
         assert len(self.certain) <= usage["tree_tokens"] <= len(self.recorded)
         self.verify_mappings()
         self.verify_contents()
@@ -685,6 +700,8 @@ class CoreMachine(RuleBasedStateMachine):
                 assert self.file is None or mapped[slot, index] == page
         for slot, (_, before) in self.draining.items():
             now = {index: page for (owner, index), page in mapped.items() if owner == slot}
+            if self.world.map_ahead:  # more may be mapped behind it, where nothing was
+                now = {index: page for index, page in now.items() if index in before}
             assert now == before, f"slot {slot} was remapped under a forward"
 
     def verify_contents(self) -> None:

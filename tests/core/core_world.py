@@ -23,6 +23,7 @@ class World:
     mapping_limit: int = 0
     guard_tokens: int = 0
     move_pages: bool = False
+    map_ahead: bool = False
     met: Counter[str] = field(default_factory=Counter)
 
     def make(self) -> KVCache:
@@ -36,6 +37,7 @@ class World:
             mapping_limit=self.mapping_limit,
             inject_faults=True,
             move_pages=self.move_pages,
+            map_ahead=self.map_ahead,
         )
 
     def inject(self, cache: KVCache, fault: Fault) -> None:

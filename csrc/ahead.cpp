@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is mapped and created ahead by the driver's thread. What to do is decided here, under the cache's lock; the
+// thread only makes calls. Nothing is held by it: a page mapped ahead is free, or the tree's, as before.
+#include <algorithm>
+
+#include "errors.h"
+#include "kv_cache.h"
+
+namespace vt {
+namespace {
+
+// Mappings that wait at one time, of those for growth; a prepared slot may be longer.
+constexpr std::size_t kMostPending = 256;
+constexpr PageId kMostStock = 64;          // pages
+constexpr std::size_t kLeastPrepared = 4;  // whole pages of a prefix
+
+}  // namespace
+
+// Takes note of what the thread has done.
+void KVCache::harvest() {
+  if (!driver_->any_ended()) return;
+  for (const auto& [ticket, done] : driver_->take_ended()) {
+    std::erase(slots_[pending_.at(ticket).slot].pending, ticket);
+    end_ahead(ticket, done);
+  }
+}
+
+void KVCache::end_ahead(DriverWorker::Ticket ticket, bool done) {
+  const auto found = pending_.find(ticket);
+  const Ahead ahead = found->second;
+  pending_.erase(found);
+  if (done) {
+    arena_.note_mapped({ahead.slot, ahead.index, ahead.page});
+    ++counters_.pages_mapped_ahead;
+  } else {
+    pool_.unreserve(ahead.page);
+  }
+}
+
+// Nothing is under way for these page indices of the slot after this: they can be changed.
+void KVCache::settle(SlotId slot, std::size_t first, std::size_t last) {
+  std::vector<DriverWorker::Ticket>& pending = slots_[slot].pending;
+  if (pending.empty()) return;
+  const auto others = std::partition(pending.begin(), pending.end(), [&](DriverWorker::Ticket ticket) {
+    const std::size_t index = pending_.at(ticket).index;
+    return first <= index && index < last;
+  });
+  const std::vector<DriverWorker::Ticket> tickets(pending.begin(), others);
+  pending.erase(pending.begin(), others);
+  if (tickets.empty()) return;
+  const std::vector<DriverWorker::Ticket> done = driver_->settle(tickets);
+  for (const DriverWorker::Ticket ticket : tickets)
+    end_ahead(ticket, std::binary_search(done.begin(), done.end(), ticket));
+}
+
+void KVCache::settle_all() {
+  if (pending_.empty()) return;
+  for (SlotId slot = 0; slot < slots_.size(); ++slot) settle(slot, 0, arena_.slot_pages());
+}
+
+void KVCache::finish_ahead() {
+  const std::lock_guard guard(mutex_);
+  driver_->drain();
+  harvest();
+}
+
+void KVCache::post_ahead(const Ahead& ahead, DriverWorker::Priority priority) {
+  const DriverWorker::Ticket ticket = driver_->post({arena_.address(ahead.slot, ahead.index), ahead.page}, priority);
+  pending_.emplace(ticket, ahead);
+  slots_[ahead.slot].pending.push_back(ticket);
+}
+
+// A page that is free and kept for nobody, or that can be created at once. Evicting for it would be too early.
+PageId KVCache::page_to_map_ahead() {
+  if (pool_.free() > pool_.reserved()) {
+    PageId page = pool_.oldest_free();
+    while (pool_[page].reserved) page = pool_.next_free(page);
+    return page;
+  }
+  const PageId next = pool_.next_new();
+  if (next == kNoPage || pool_.creatable() == 0 || !driver_->prepared(next)) return kNoPage;
+  return create_page() ? pool_.newest_free() : kNoPage;
+}
+
+// The page behind a live slot's last, where nothing is mapped: so nothing is unmapped beside a forward (invariant 5).
+void KVCache::map_ahead(SlotId slot) {
+  if (!map_ahead_ || pending_.size() >= kMostPending) return;
+  const Slot& it = slots_[slot];
+  const std::size_t index = it.pages;
+  if (index == arena_.slot_pages() || arena_.mapped(slot, index) != kNoPage) return;
+  if (arena_.runs() + 2 * (pending_.size() + 1) > arena_.mapping_limit()) return;
+  const auto is_here = [&](DriverWorker::Ticket ticket) { return pending_.at(ticket).index == index; };
+  if (std::any_of(it.pending.begin(), it.pending.end(), is_here)) return;
+  try {
+    const PageId page = page_to_map_ahead();
+    if (page == kNoPage) return;
+    pool_.reserve(page);
+    post_ahead({slot, static_cast<std::uint32_t>(index), page}, DriverWorker::Priority::kSoon);
+  } catch (const DriverError&) {  // whoever needs the page meets it
+  }
+}
+
+// A request ends: what was mapped for its growth is for others.
+void KVCache::unreserve(SlotId slot) {
+  const PageId page = arena_.mapped(slot, slots_[slot].pages);
+  if (page != kNoPage) pool_.unreserve(page);
+  for (const DriverWorker::Ticket ticket : slots_[slot].pending) pool_.unreserve(pending_.at(ticket).page);
+}
+
+// Maps the deepest prefix of a path that branches in a slot which maps nothing, if all that map it are in use: so that
+// the next request with that prefix finds it there.
+void KVCache::prepare_slot(Node* node) {
+  if (!map_ahead_ || unmapped_.empty()) return;
+  while (!node->is_root() && node->children.size() < 2) node = node->parent;
+  if (node->is_root() || node->idle_slots > 0 || !may_map_more()) return;
+  const std::size_t pages = node->end * geometry_.token_bytes / geometry_.page_bytes;
+  if (pages < kLeastPrepared || arena_.runs() + 2 * (pending_.size() + pages) > arena_.mapping_limit()) return;
+  const SlotId slot = unmapped_.front();
+  std::vector<PageId> path;
+  tree_.collect(node, path);
+  for (std::size_t index = 0; index < pages; ++index)
+    post_ahead({slot, static_cast<std::uint32_t>(index), path[index]}, DriverWorker::Priority::kLater);
+  idle_.splice(idle_.end(), unmapped_, slots_[slot].idle);
+  slots_[slot].unmapped = false;
+  tree_.attach(slot, node, true);
+}
+
+// Has memory taken for the pages that are created next, as many as there are live slots.
+void KVCache::stock_up() {
+  const PageId next = pool_.next_new();
+  if (!map_ahead_ || next == kNoPage || pool_.withheld() > 0) return;
+  stocked_until_ = std::max(stocked_until_, next);
+  const PageId wanted = next + std::min({kMostStock, static_cast<PageId>(live_slots_), pool_.creatable()});
+  for (; stocked_until_ < wanted; ++stocked_until_) driver_->post_prepare(stocked_until_);
+}
+
+// Returns pages given back.
+std::size_t KVCache::give_back_stock() {
+  if (!map_ahead_) return 0;
+  driver_->cancel_preparing();
+  std::size_t pages = 0;
+  for (PageId page = 0; page < pool_.budget(); ++page)
+    if (driver_->prepared(page)) pages += driver_->unprepare(page);
+  stocked_until_ = 0;
+  return pages;
+}
+
+}  // namespace vt

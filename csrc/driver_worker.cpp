@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "driver_worker.h"
+
+#include <algorithm>
+
+#include "errors.h"
+
+namespace vt {
+
+DriverWorker::~DriverWorker() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
+
+DriverWorker::Turn::Turn(DriverWorker& worker) : worker_(worker) {
+  if (worker_.inner_->takes_time()) start_ = std::chrono::steady_clock::now();
+  std::unique_lock lock(worker_.mutex_);
+  ++worker_.waiting_;
+  worker_.changed_.wait(lock, [&] { return !worker_.busy_; });
+  --worker_.waiting_;
+  worker_.busy_ = true;
+}
+
+DriverWorker::Turn::~Turn() {
+  bool others = false;
+  {
+    const std::lock_guard lock(worker_.mutex_);
+    worker_.busy_ = false;
+    others = worker_.thread_.joinable();
+  }
+  if (others) worker_.changed_.notify_all();
+  if (!worker_.inner_->takes_time()) return;
+  const auto spent = std::chrono::steady_clock::now() - start_;
+  worker_.waited_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count());
+}
+
+void DriverWorker::add(std::deque<Job>& jobs, const Job& job) {
+  {
+    const std::lock_guard lock(mutex_);
+    jobs.push_back(job);
+    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+  }
+  changed_.notify_all();
+}
+
+DriverWorker::Ticket DriverWorker::post(const MapOperation& operation, Priority priority) {
+  const Ticket ticket = ++last_;
+  add(priority == Priority::kSoon ? soon_ : later_, {ticket, operation});
+  return ticket;
+}
+
+void DriverWorker::post_prepare(PageId page) { add(soon_, {0, {0, page}}); }
+
+// As a caller, who is held up by it.
+template <typename Condition>
+void DriverWorker::wait(std::unique_lock<std::mutex>& lock, Condition condition) {
+  if (condition()) return;
+  const auto start = std::chrono::steady_clock::now();
+  changed_.wait(lock, condition);
+  const auto spent = std::chrono::steady_clock::now() - start;
+  waited_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count());
+}
+
+std::vector<DriverWorker::Ticket> DriverWorker::settle(std::vector<Ticket> tickets) {
+  std::sort(tickets.begin(), tickets.end());
+  const auto named = [&](Ticket ticket) { return std::binary_search(tickets.begin(), tickets.end(), ticket); };
+  std::unique_lock lock(mutex_);
+  for (std::deque<Job>* jobs : {&soon_, &later_})
+    std::erase_if(*jobs, [&](const Job& job) { return named(job.ticket); });
+  wait(lock, [&] { return !named(current_); });
+  std::vector<Ticket> done;
+  for (const Ticket ticket : tickets) {
+    const auto ended = ended_.find(ticket);
+    if (ended == ended_.end()) continue;
+    if (ended->second) done.push_back(ticket);
+    ended_.erase(ended);
+  }
+  ended_count_ = ended_.size();
+  return done;
+}
+
+void DriverWorker::cancel_preparing() {
+  std::unique_lock lock(mutex_);
+  std::erase_if(soon_, [](const Job& job) { return job.ticket == 0; });
+  wait(lock, [&] { return !running_ || current_ != 0; });
+}
+
+std::vector<std::pair<DriverWorker::Ticket, bool>> DriverWorker::take_ended() {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::pair<Ticket, bool>> ended(ended_.begin(), ended_.end());
+  ended_.clear();
+  ended_count_ = 0;
+  return ended;
+}
+
+void DriverWorker::drain() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return idle(); });
+}
+
+std::size_t DriverWorker::physical_bytes() const {
+  const std::lock_guard lock(mutex_);  // a number that the thread's calls change
+  return inner_->physical_bytes();
+}
+
+void DriverWorker::run() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return stopping_ || (!busy_ && waiting_ == 0 && !(soon_.empty() && later_.empty())); });
+    if (stopping_) return;
+    std::deque<Job>& jobs = soon_.empty() ? later_ : soon_;
+    const Job job = jobs.front();
+    jobs.pop_front();
+    running_ = busy_ = true;
+    current_ = job.ticket;
+    lock.unlock();
+    const bool done = work_on(job);
+    lock.lock();
+    running_ = busy_ = false;
+    current_ = 0;
+    if (job.ticket != 0) {
+      ended_.emplace(job.ticket, done);
+      ended_count_ = ended_.size();
+    }
+    changed_.notify_all();
+  }
+}
+
+bool DriverWorker::work_on(const Job& job) {
+  try {
+    if (job.ticket == 0)
+      inner_->prepare(job.operation.page);
+    else
+      inner_->map({&job.operation, 1});
+    return true;
+  } catch (const DriverError&) {  // whoever needs it makes the call himself, and meets the error
+    return false;
+  }
+}
+
+}  // namespace vt
