@@ -117,11 +117,12 @@ class Run:
         self.aborted: set[str] = set()
         self.retractions = 0  # of requests that are forgotten
         self._idle_steps = 0
+        from branches import Branches
         from generations import Generations
         from soak import Soak
         from workload import Workload
 
-        kinds = {"soak": Soak, "generations": Generations, "workload": Workload}
+        kinds = {"soak": Soak, "generations": Generations, "workload": Workload, "branches": Branches}
         if settings["workload"].get("forced"):
             force_tokens()
         self.workload = kinds[settings["workload"].get("kind", "workload")](settings["workload"], self)
@@ -291,6 +292,7 @@ class Run:
                 if req.return_logprob
             },
             "prefixes": getattr(self.workload, "prefixes", []),
+            "saved": getattr(self.workload, "saved", {}),
         }
         if hasattr(cache, "core"):
             from vt_sglang.adapter.state import describe
