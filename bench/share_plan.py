@@ -5,7 +5,8 @@
 
 Before each call a request leaves the batch and another takes its place, so that the plan is made anew: "warm" at once,
 "cold" after the processor's caches were filled with other data, as between two steps of a server. "unchanged" is the
-call for a batch that goes on as it is. The floor is a copy of the plan's buffer in memory, called from Python too.
+call for a batch that goes on as it is; when cold, it is what a call takes that does nothing. The floor is a copy of the
+plan's buffer in memory, called from Python too.
 """
 
 import argparse
@@ -143,7 +144,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    table = Table("batch", "tasks", "levels", "saved", "warm us", "cold us", "unchanged us", "floor us", "cold")
+    table = Table("batch", "tasks", "levels", "saved", "warm us", "cold us", "unchanged us", "cold", "floor us", "cold")
     for name, requests in _shapes():
         batch = Batch(requests)
         batch.update()
@@ -168,6 +169,7 @@ def main() -> None:
             ("warm", batch.replace_one, batch.update, True),
             ("cold", make_cold, batch.update, True),
             ("unchanged", None, batch.update, False),
+            ("unchanged_cold", fill_caches, batch.update, False),
             ("floor", None, copy_buffer, False),
             ("floor_cold", fill_caches, copy_buffer, False),
         ):
@@ -179,7 +181,7 @@ def main() -> None:
             str(row["levels"]),
             f"{row['tokens_saved'] / row['tokens_visible']:.0%}",
             *(f"{row[f'{what}_us']:.1f} ({row[f'{what}_best_us']:.1f})" for what in ("warm", "cold")),
-            *(f"{row[f'{what}_us']:.1f}" for what in ("unchanged", "floor", "floor_cold")),
+            *(f"{row[f'{what}_us']:.1f}" for what in ("unchanged", "unchanged_cold", "floor", "floor_cold")),
         )
     Console(width=130).print(table, "Medians, the best in brackets.")
     if arguments.json:

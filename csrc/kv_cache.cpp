@@ -464,6 +464,7 @@ bool KVCache::plan_shares(SharePlan& plan, std::span<const SlotId> slots, std::s
   rows.assign(slots_.size(), -1);
   for (std::size_t row = 0; row < slots.size(); ++row) {
     if (slots[row] == kPaddingSlot) continue;
+    order.fetch_ahead(slots[row]);
     live(slots[row]);
     if (rows[slots[row]] >= 0)
       throw std::invalid_argument("slot " + std::to_string(slots[row]) + " is named twice in one batch");
@@ -475,9 +476,11 @@ bool KVCache::plan_shares(SharePlan& plan, std::span<const SlotId> slots, std::s
   for (SlotId slot = order.first(); slot != kNoSlot; slot = order.next(slot)) {
     shared = std::min(shared, order.shared(slot));
     if (rows[slot] < 0) continue;
-    members.push_back({static_cast<std::size_t>(rows[slot]), slot,
-                       static_cast<std::size_t>(std::max(shared, std::ptrdiff_t{0})),
-                       std::max(slots_[slot].tokens, std::size_t{1}) - 1});
+    SharePlan::Member& member = members.emplace_back();
+    member.row = rows[slot];
+    member.slot = slot;
+    member.shared = static_cast<std::int32_t>(std::max(shared, std::ptrdiff_t{0}));
+    member.most = static_cast<std::int32_t>(std::max(slots_[slot].tokens, std::size_t{1}) - 1);
     shared = std::numeric_limits<std::ptrdiff_t>::max();
   }
   plan.make({{slots.begin(), slots.end()}, order.version(), tile, workers}, members, buffer);

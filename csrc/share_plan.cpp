@@ -11,8 +11,19 @@ namespace vt {
 namespace {
 
 std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
+// Of numbers that are not negative. In 32 bits, which takes a processor much less time, and most that is divided fits.
+std::int32_t divide_up(std::int32_t a, std::int32_t b) {
+  const auto by = static_cast<std::uint32_t>(b);
+  return static_cast<std::int32_t>((static_cast<std::uint32_t>(a) + by - 1) / by);
+}
+std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+  if ((a | b) <= std::numeric_limits<std::int32_t>::max())
+    return divide_up(static_cast<std::int32_t>(a), static_cast<std::int32_t>(b));
+  return (a + b - 1) / b;
+}
 
 std::int32_t as_int(std::size_t value) { return static_cast<std::int32_t>(value); }
+std::size_t as_size(std::int32_t value) { return static_cast<std::size_t>(value); }
 
 void require(bool holds, const std::string& what) {
   if (!holds) throw std::invalid_argument(what);
@@ -20,7 +31,6 @@ void require(bool holds, const std::string& what) {
 
 // Worker w has the tiles [w * tiles / used, (w + 1) * tiles / used) of the line, as triton_kernels/tiles.py deals them.
 std::size_t run_start(std::size_t worker, std::size_t tiles, std::size_t used) { return worker * tiles / used; }
-std::size_t worker_of(std::size_t tile, std::size_t tiles, std::size_t used) { return ((tile + 1) * used - 1) / tiles; }
 
 }  // namespace
 
@@ -86,128 +96,241 @@ void SharePlan::make(Key key, std::span<const Member> members, std::span<std::in
   find_segments(members);
   // Where there are not places enough the deepest tasks go: they have the fewest members. One level always fits.
   for (std::size_t levels = limits_.max_levels;; --levels) {
-    choose(members.size(), levels);
-    lay_out(key_.tile, key_.workers);
+    choose(members, as_int(levels), buffer);
+    lay_out(buffer);
     if (facts_.places <= limits_.max_places) break;
   }
-  write(members, buffer);
+  write_rows(members, buffer);
+  write_runs(buffer);
 }
 
-std::size_t SharePlan::tasks_for(std::size_t members) const { return divide_up(members, limits_.members_per_task); }
+std::int32_t SharePlan::tasks_for(std::int32_t members) const {
+  return divide_up(members, as_int(limits_.members_per_task));
+}
 
-std::size_t SharePlan::reads_for(std::size_t members) const { return divide_up(members, limits_.members_per_read); }
+std::int32_t SharePlan::reads_for(std::int32_t members) const {
+  return divide_up(members, as_int(limits_.members_per_read));
+}
 
 // Stretches that neighbours share are nested, like brackets. One is open as long as they share as much.
 void SharePlan::find_segments(std::span<const Member> members) {
-  open_.clear();
-  drops_.clear();
-  segments_.clear();
-  for (std::size_t i = 1; i <= members.size(); ++i) {
-    const std::size_t shared =
-        i == members.size() ? 0 : std::min({members[i].shared, members[i - 1].most, members[i].most});
-    Open open{i - 1, shared, drops_.size()};
-    while (!open_.empty() && open_.back().end > shared) {
-      open.first = open_.back().first;
-      open.drops = open_.back().drops;
-      close(open_.back(), i);
-      open_.pop_back();
+  // Each segment parts two neighbours that no other one parts, and has one drop at most. What is kept is written field
+  // by field, in place: copies of small structs just made are what the time would go to.
+  if (const std::size_t most = members.size(); segments_.size() < most) {
+    open_.resize(most);
+    drops_.resize(most);
+    segments_.resize(most);
+  }
+  drop_count_ = segment_count_ = 0;
+  std::size_t depth = 0;
+  const std::int32_t count = as_int(members.size());
+  for (std::int32_t i = 1; i <= count; ++i) {
+    const Member& before = members[as_size(i - 1)];
+    const std::int32_t shared =
+        i == count ? 0 : std::min({members[as_size(i)].shared, before.most, members[as_size(i)].most});
+    std::int32_t first = i - 1;
+    std::size_t drops = drop_count_;
+    while (depth > 0 && open_[depth - 1].end > shared) {
+      const Open& below = open_[--depth];
+      first = below.first;
+      drops = close(below, i);
+      if (depth == 0 || open_[depth - 1].end < shared) continue;
+      // What is open around it goes on, with its drops, and with others if it had any before.
+      Open& around = open_[depth - 1];
+      if (around.drops == below.drops)
+        around.drops = drops;
+      else
+        around.mixed = true;
     }
-    if (shared > 0 && (open_.empty() || open_.back().end < shared)) open_.push_back(open);
+    if (shared > 0 && (depth == 0 || open_[depth - 1].end < shared)) {
+      Open& open = open_[depth++];
+      open.first = first;
+      open.end = shared;
+      open.drops = drops;
+      open.mixed = false;
+    }
   }
 }
 
 // Finds from where on grouping a segment pays. Read by itself, a token is read once for each task of the segment; else
 // by `copies` readers: the tasks of the segments below that are grouped, and every other member. The farther back it
-// starts, the fewer these are. What is so saved must outweigh the partial results.
-void SharePlan::close(const Open& open, std::size_t last) {
-  const auto begin = drops_.begin() + static_cast<std::ptrdiff_t>(open.drops);
-  const auto earlier = [](const Drop& a, const Drop& b) { return a.at > b.at; };
-  if (!std::is_sorted(begin, drops_.end(), earlier)) std::sort(begin, drops_.end(), earlier);
+// starts, the fewer these are. What is so saved must outweigh the partial results. Returns where the drops begin that
+// are left for the segment around it.
+std::size_t SharePlan::close(const Open& open, std::int32_t last) {
+  if (open.mixed) sort_drops(open.drops);
+  const std::int32_t count = last - open.first, end = open.end;
+  const std::int64_t reads = reads_for(count);
+  const std::int64_t cost = static_cast<std::int64_t>(limits_.least_saved) * count;
 
-  Segment segment{open.first, last - open.first, open.end, -1};
-  const std::size_t reads = reads_for(segment.count);
-  const std::size_t cost = limits_.least_saved * segment.count;
-  std::size_t copies = segment.count;
-  auto next = begin;
-  const auto end = static_cast<std::ptrdiff_t>(segment.end);
-  for (; next != drops_.end() && next->at >= end; ++next) copies -= next->fewer;
-  auto kept = begin;
-  if (copies < segment.count) *kept++ = {end, segment.count - copies, 0};
-
-  std::ptrdiff_t position = end;
-  std::size_t saved = 0;  // by reading [position, end) once a task
-  for (;;) {
-    const std::size_t gain = copies - reads;
-    const bool more = next != drops_.end();
-    if (saved < cost && gain > 0) {
-      const std::size_t tokens = divide_up(cost - saved, gain);
-      const std::ptrdiff_t start = position - static_cast<std::ptrdiff_t>(tokens);
-      if (start > (more ? next->at : -1)) {
-        position = start;
-        saved += gain * tokens;
-      }
-    }
-    if (saved >= cost) {
-      segment.latest = position;
-      break;
-    }
-    if (!more) break;
-    saved += gain * static_cast<std::size_t>(position - next->at) - next->excess;
-    position = next->at;
-    copies -= next->fewer;
-    *kept++ = *next++;
+  // Drops at its end or farther on are one drop at its end, in the last one's place.
+  std::size_t first = open.drops;
+  std::int32_t merged = 0;
+  for (; first < drop_count_ && drops_[first].at >= end; ++first) {
+    merged += drops_[first].fewer;
+    drops_[first].fewer = drops_[first].excess = 0;
   }
-  drops_.erase(kept, drops_.end());
-  if (segment.latest >= 0) drops_.push_back({segment.latest, copies - reads, saved - cost});
-  segments_.push_back(segment);
+  const std::size_t next = first;
+  if (next > open.drops) {
+    Drop& drop = drops_[--first];
+    drop.at = end;
+    drop.fewer = merged;
+  }
+  std::int64_t gain = count - merged - reads;
+
+  // What is saved by reading from the place of a drop on, that drop counted in. It only grows along the drops.
+  const std::int64_t gain_before = gain;
+  const std::int64_t fewer_before = next < drop_count_ ? drops_[next].sum_fewer - drops_[next].fewer : 0;
+  const std::int64_t weight_before = next < drop_count_ ? drops_[next].sum_weight - drops_[next].weight() : 0;
+  const auto saved_at = [&](const Drop& it) {
+    return gain_before * (end - it.at) - (it.sum_weight - weight_before - it.at * (it.sum_fewer - fewer_before));
+  };
+  const auto begin = drops_.begin();
+  const auto enough =
+      std::partition_point(begin + static_cast<std::ptrdiff_t>(next), begin + static_cast<std::ptrdiff_t>(drop_count_),
+                           [&](const Drop& it) { return saved_at(it) < cost; });
+  std::size_t kept = static_cast<std::size_t>(enough - begin);
+  const bool more = kept < drop_count_;
+  std::int64_t position = end, saved = 0;
+  if (kept > next) {
+    const Drop& passed = drops_[kept - 1];
+    position = passed.at;
+    saved = saved_at(passed);
+    gain -= passed.sum_fewer - fewer_before;
+  }
+  std::int64_t latest = -1;
+  if (gain > 0) {
+    const std::int64_t tokens = divide_up(cost - saved, gain);
+    if (position - tokens > (more ? drops_[kept].at : -1)) {
+      latest = position - tokens;
+      saved += gain * tokens;
+    }
+  }
+  if (latest < 0 && more) {
+    latest = drops_[kept].at;
+    saved = saved_at(drops_[kept]);
+    gain -= drops_[kept].fewer;
+    ++kept;
+  }
+  drop_count_ = kept;
+  if (latest >= 0) {
+    put_drop(first, static_cast<std::int32_t>(latest), static_cast<std::int32_t>(gain),
+             static_cast<std::int32_t>(saved - cost));
+  }
+  Segment& segment = segments_[segment_count_++];
+  segment.first = open.first;
+  segment.count = count;
+  segment.end = end;
+  segment.latest = static_cast<std::int32_t>(latest);
+  return first;
 }
 
-void SharePlan::choose(std::size_t members, std::size_t levels) {
-  tasks_.clear();
-  covered_.assign(members, 0);
-  levels_.assign(members, 0);
-  member_tasks_.assign(members * limits_.max_levels, -1);
-  for (auto segment = segments_.rbegin(); segment != segments_.rend(); ++segment) {
-    const std::size_t start = covered_[segment->first];
-    const std::size_t level = levels_[segment->first];
-    if (level == levels || static_cast<std::ptrdiff_t>(start) > segment->latest) continue;
-    const std::size_t tasks = tasks_for(segment->count);
-    for (std::size_t i = 0; i < tasks; ++i) {
-      const std::size_t first = segment->first + segment->count * i / tasks;
-      const std::size_t last = segment->first + segment->count * (i + 1) / tasks;
-      for (std::size_t member = first; member < last; ++member) {
-        covered_[member] = segment->end;
-        levels_[member] = level + 1;
-        member_tasks_[member * limits_.max_levels + level] = as_int(tasks_.size());
+// Of several segments; each one's are in order. What a segment merged has left places without a drop.
+void SharePlan::sort_drops(std::size_t first) {
+  const auto begin = drops_.begin() + static_cast<std::ptrdiff_t>(first);
+  const auto end = drops_.begin() + static_cast<std::ptrdiff_t>(drop_count_);
+  const auto in_order = [](const Drop& a, const Drop& b) { return a.at > b.at; };
+  if (!std::is_sorted(begin, end, in_order)) std::sort(begin, end, in_order);
+  drop_count_ = first;
+  for (auto it = begin; it != end; ++it) {
+    const std::int32_t at = it->at, fewer = it->fewer, excess = it->excess;
+    if (fewer != 0 || excess != 0) put_drop(first, at, fewer, excess);
+  }
+}
+
+// Puts a drop behind those from `first` on, which are no farther back. Two at one place are one: only together they
+// tell what is saved there.
+void SharePlan::put_drop(std::size_t first, std::int32_t at, std::int32_t fewer, std::int32_t excess) {
+  if (drop_count_ > first && drops_[drop_count_ - 1].at == at) {
+    Drop& last = drops_[drop_count_ - 1];
+    last.sum_weight -= last.weight();
+    last.fewer += fewer;
+    last.excess += excess;
+    last.sum_fewer += fewer;
+    last.sum_weight += last.weight();
+    return;
+  }
+  Drop& drop = drops_[drop_count_];
+  drop.at = at;
+  drop.fewer = fewer;
+  drop.excess = excess;
+  const bool alone = drop_count_ == first;
+  drop.sum_fewer = (alone ? 0 : drops_[drop_count_ - 1].sum_fewer) + fewer;
+  drop.sum_weight = (alone ? 0 : drops_[drop_count_ - 1].sum_weight) + drop.weight();
+  ++drop_count_;
+}
+
+// Writes the tasks, but for where their results go, and of each row its tasks and how far they cover it.
+void SharePlan::choose(std::span<const Member> members, std::int32_t levels, std::span<std::int32_t> buffer) {
+  std::int32_t* const tasks = buffer.data() + layout_.tasks;
+  std::int32_t* const own_starts = buffer.data() + layout_.own_starts;
+  std::int32_t* const row_tasks = buffer.data() + layout_.row_tasks;
+  std::fill_n(own_starts, limits_.max_batch, 0);
+  std::fill_n(row_tasks, limits_.max_batch * limits_.max_levels, -1);
+  levels_.assign(members.size(), 0);
+  levels_used_ = 0;
+  facts_ = Facts{};
+  for (std::size_t left = segment_count_; left > 0; --left) {
+    const Segment* const segment = &segments_[left - 1];
+    const Member& its_first = members[as_size(segment->first)];
+    const std::int32_t start = own_starts[its_first.row];
+    const std::int32_t level = levels_[as_size(segment->first)];
+    if (level == levels || start > segment->latest) continue;
+    levels_used_ = std::max(levels_used_, level + 1);
+    const std::int32_t count = tasks_for(segment->count);
+    for (std::int32_t i = 0; i < count; ++i) {
+      const auto behind = [&](std::int64_t task) {
+        if (task == count) return segment->first + segment->count;
+        return task == 0 ? segment->first : segment->first + static_cast<std::int32_t>(segment->count * task / count);
+      };
+      const std::int32_t first = behind(i), last = behind(i + 1);
+      const std::int32_t task = as_int(facts_.tasks++);
+      for (std::int32_t at = first; at < last; ++at) {
+        const std::size_t row = as_size(members[as_size(at)].row);
+        own_starts[row] = segment->end;
+        levels_[as_size(at)] = level + 1;
+        row_tasks[row * limits_.max_levels + as_size(level)] = task;
       }
       // All tasks of a segment read the same slot, so that one may find in the cache what another has read.
-      tasks_.push_back({segment->first, start, segment->end, first, last - first, 0, 0, 0});
+      std::int32_t* const it = tasks + as_size(task) * Layout::kTaskFields;
+      it[Layout::kSlot] = static_cast<std::int32_t>(its_first.slot);
+      it[Layout::kStart] = start;
+      it[Layout::kEnd] = segment->end;
+      it[Layout::kFirst] = first;
+      it[Layout::kCount] = last - first;
     }
   }
 }
 
-void SharePlan::lay_out(std::size_t tile, std::size_t workers) {
-  facts_ = Facts{};
-  facts_.tasks = tasks_.size();
-  for (Task& task : tasks_) {
-    facts_.tiles += divide_up(task.end - task.start, tile);
-    task.tile_end = facts_.tiles;
-    facts_.tokens_read += task.end - task.start;
-    facts_.tokens_saved += task.count * (task.end - task.start);
+void SharePlan::lay_out(std::span<std::int32_t> buffer) {
+  std::int32_t* const begin = buffer.data() + layout_.tasks;
+  const std::int32_t* const end = begin + facts_.tasks * Layout::kTaskFields;
+  const std::int32_t tile = as_int(std::min(key_.tile, slot_tokens_));
+  for (std::int32_t* it = begin; it != end; it += Layout::kTaskFields) {
+    const std::int32_t tokens = it[Layout::kEnd] - it[Layout::kStart];
+    facts_.tiles += as_size(divide_up(tokens, tile));
+    it[Layout::kTileEnd] = as_int(facts_.tiles);
+    facts_.tokens_read += as_size(tokens);
+    facts_.tokens_saved += as_size(it[Layout::kCount] - 1) * as_size(tokens);
   }
-  facts_.tokens_saved -= facts_.tokens_read;
-  workers_used_ = std::min(workers, facts_.tiles);
-  std::size_t tile_start = 0;
-  for (Task& task : tasks_) {
-    task.spans = worker_of(task.tile_end - 1, facts_.tiles, workers_used_) -
-                 worker_of(tile_start, facts_.tiles, workers_used_) + 1;
-    task.first_place = facts_.places;
-    facts_.places += task.count * task.spans;
-    tile_start = task.tile_end;
+  workers_used_ = std::min(key_.workers, facts_.tiles);
+  if (workers_used_ == 0) return;
+  // The worker in whose run the next task's first tile is, and where the next worker's run starts.
+  std::size_t worker = 0, behind = run_start(1, facts_.tiles, workers_used_);
+  const auto go_to = [&](std::size_t tile_index) {
+    while (behind <= tile_index) behind = run_start(++worker + 1, facts_.tiles, workers_used_);
+  };
+  for (std::int32_t* it = begin; it != end; it += Layout::kTaskFields) {
+    const std::size_t tile_end = as_size(it[Layout::kTileEnd]), first = worker;
+    go_to(tile_end - 1);
+    const std::size_t spans = worker - first + 1;
+    if (tile_end < facts_.tiles) go_to(tile_end);
+    it[Layout::kSpans] = as_int(spans);
+    it[Layout::kFirstPlace] = as_int(facts_.places);
+    facts_.places += as_size(it[Layout::kCount]) * spans;
   }
 }
 
-void SharePlan::write(std::span<const Member> members, std::span<std::int32_t> buffer) const {
+void SharePlan::write_rows(std::span<const Member> members, std::span<std::int32_t> buffer) const {
   std::int32_t* header = buffer.data();
   std::fill_n(header, Layout::kHeader, 0);
   header[kTasks] = as_int(facts_.tasks);
@@ -215,43 +338,29 @@ void SharePlan::write(std::span<const Member> members, std::span<std::int32_t> b
   header[kWorkers] = as_int(workers_used_);
   header[kPlaces] = as_int(facts_.places);
   header[kBatch] = as_int(key_.slots.size());
+  header[kLevels] = levels_used_;
   header[kTile] = as_int(key_.tile);
-
-  std::int32_t* field = buffer.data() + layout_.tasks;
-  for (const Task& it : tasks_) {
-    for (const std::size_t value : {std::size_t{members[it.member].slot}, it.start, it.end, it.first, it.count,
-                                    it.first_place, it.tile_end, it.spans})
-      *field++ = as_int(value);
-  }
-  std::fill(field, buffer.data() + layout_.order, 0);
-  for (std::size_t i = tasks_.size(); i < max_tasks_; ++i, field += Layout::kTaskFields)
-    field[6] = as_int(facts_.tiles);
 
   std::int32_t* order = buffer.data() + layout_.order;
   std::int32_t* positions = buffer.data() + layout_.positions;
-  std::int32_t* own_starts = buffer.data() + layout_.own_starts;
-  std::int32_t* row_tasks = buffer.data() + layout_.row_tasks;
   std::fill_n(positions, limits_.max_batch, -1);
-  std::fill_n(own_starts, limits_.max_batch, 0);
-  std::fill_n(row_tasks, limits_.max_batch * limits_.max_levels, -1);
-  for (std::size_t i = 0; i < members.size(); ++i) {
-    const std::size_t row = members[i].row;
-    order[i] = as_int(row);
-    positions[row] = as_int(i);
-    own_starts[row] = as_int(covered_[i]);
-    std::copy_n(&member_tasks_[i * limits_.max_levels], levels_[i], row_tasks + row * limits_.max_levels);
-    header[kLevels] = std::max(header[kLevels], as_int(levels_[i]));
+  std::int32_t position = 0;
+  for (const Member& member : members) {
+    order[position] = member.row;
+    positions[member.row] = position++;
   }
-  std::size_t position = members.size();
   for (std::size_t row = 0; row < limits_.max_batch; ++row) {
     if (positions[row] >= 0) continue;
     order[position] = as_int(row);
-    positions[row] = as_int(position++);
+    positions[row] = position++;
   }
+}
 
+void SharePlan::write_runs(std::span<std::int32_t> buffer) const {
   std::int32_t* run = buffer.data() + layout_.runs;
+  const std::int32_t* const tile_ends = buffer.data() + layout_.tasks + Layout::kTileEnd;
   const auto task_of = [&](std::size_t task, std::size_t tile) {
-    while (tasks_[task].tile_end <= tile) ++task;
+    while (as_size(tile_ends[task * Layout::kTaskFields]) <= tile) ++task;
     return task;
   };
   std::size_t task = 0;

@@ -38,16 +38,18 @@ class SharePlan {
   // The buffer, in 32-bit integers. Fields of a task: slot, start, end, first, count, first_place, tile_end, spans.
   struct Layout {
     static constexpr std::size_t kHeader = 8, kTaskFields = 8, kRunFields = 4;
+    enum Task { kSlot, kStart, kEnd, kFirst, kCount, kFirstPlace, kTileEnd, kSpans };
     std::size_t tasks, order, positions, own_starts, row_tasks, runs, size;
   };
   enum Header { kTasks, kTiles, kWorkers, kPlaces, kBatch, kLevels, kTile };
 
-  // A row of the batch that holds tokens, in the order of LiveOrder.
+  // A row of the batch that holds tokens, in the order of LiveOrder. Small, like all that a plan is made of: a step
+  // finds little of it in the processor's caches.
   struct Member {
-    std::size_t row;
+    std::int32_t row;
     SlotId slot;
-    std::size_t shared;  // tokens that it shares with the member before it
-    std::size_t most;    // tokens that may be left to others: the last one is always its own
+    std::int32_t shared;  // tokens that it shares with the member before it
+    std::int32_t most;    // tokens that may be left to others: the last one is always its own
   };
 
   struct Facts {
@@ -73,36 +75,44 @@ class SharePlan {
   // Throws std::invalid_argument for what the plan was not made for.
   void check(std::size_t batch, std::size_t tile, std::size_t workers, std::size_t buffer) const;
   bool is_of(std::span<const SlotId> slots, std::uint64_t version, std::size_t tile, std::size_t workers) const;
-  // Makes the plan. Rows of which there is no member share nothing.
+  // Makes the plan. Rows of which there is no member share nothing. Of the buffer, tasks that the plan lacks are left
+  // as they were.
   void make(Key key, std::span<const Member> members, std::span<std::int32_t> buffer);
 
  private:
   // A stretch of the tree above which all of `count` members from `first` on are the same. A stretch that is read in
   // one must start at `latest` or before to be worth its partial results.
   struct Segment {
-    std::size_t first, count, end;
-    std::ptrdiff_t latest;
+    std::int32_t first, count, end, latest;
   };
+  // A segment not all of whose members are known, and where the drops begin that are of segments below it.
   struct Open {
-    std::size_t first, end, drops;
+    std::int32_t first, end;
+    std::size_t drops;
+    bool mixed;  // these come from several segments
   };
   // Where what is to be read starts at `at` or before, a segment below is grouped: `fewer` copies are read from there
   // on. As tokens are whole, the cost is less by `excess` at once.
+  //
+  // The drops of one segment stand in a row, the farthest back last. What all up to one of them save is found from sums
+  // over the row, up to and with that one; only differences of sums mean anything.
   struct Drop {
-    std::ptrdiff_t at;
-    std::size_t fewer, excess;
-  };
-  struct Task {
-    std::size_t member, start, end, first, count, first_place, tile_end, spans;
+    std::int32_t at, fewer, excess;
+    std::int64_t sum_fewer, sum_weight;  // of `fewer`, and of fewer * at + excess
+
+    std::int64_t weight() const { return std::int64_t{fewer} * at + excess; }
   };
 
-  std::size_t tasks_for(std::size_t members) const;
-  std::size_t reads_for(std::size_t members) const;
+  std::int32_t tasks_for(std::int32_t members) const;
+  std::int32_t reads_for(std::int32_t members) const;
   void find_segments(std::span<const Member> members);
-  void close(const Open& open, std::size_t last);
-  void choose(std::size_t members, std::size_t levels);
-  void lay_out(std::size_t tile, std::size_t workers);
-  void write(std::span<const Member> members, std::span<std::int32_t> buffer) const;
+  std::size_t close(const Open& open, std::int32_t last);
+  void sort_drops(std::size_t first);
+  void put_drop(std::size_t first, std::int32_t at, std::int32_t fewer, std::int32_t excess);
+  void choose(std::span<const Member> members, std::int32_t levels, std::span<std::int32_t> buffer);
+  void lay_out(std::span<std::int32_t> buffer);
+  void write_rows(std::span<const Member> members, std::span<std::int32_t> buffer) const;
+  void write_runs(std::span<std::int32_t> buffer) const;
 
   Limits limits_;
   Layout layout_;
@@ -112,13 +122,13 @@ class SharePlan {
   Key key_;
   Facts facts_;
   std::size_t workers_used_ = 0;
+  std::int32_t levels_used_ = 0;
+  std::size_t drop_count_ = 0, segment_count_ = 0;
   // Of the plan being made; kept for their memory.
   std::vector<Open> open_;
   std::vector<Drop> drops_;
-  std::vector<Segment> segments_;  // children before parents
-  std::vector<Task> tasks_;
-  std::vector<std::size_t> covered_, levels_;  // of a member: tokens that tasks cover, and how many of them
-  std::vector<std::int32_t> member_tasks_;     // [members, max_levels]
+  std::vector<Segment> segments_;     // children before parents
+  std::vector<std::int32_t> levels_;  // of a member: how many tasks cover it
 };
 
 }  // namespace vt

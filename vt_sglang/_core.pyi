@@ -452,8 +452,8 @@ class SharePlan:
 
     `tile_end` is the number of tiles up to and with the task's, `spans` the number of workers among which they are
     dealt. The partial result of the member at position p from the s-th of these workers has the place
-    `first_place + s * count + p - first`. Of tasks that are not there, all is 0 but `tile_end`, the number of all
-    tiles. Rows behind the batch share nothing, and come last in the order.
+    `first_place + s * count + p - first`. Where there is no task, the buffer keeps what it held. Rows behind the batch
+    share nothing, and come last in the order.
     """
 
     def __init__(

@@ -10,7 +10,8 @@ class Generations:
     """All requests at once, and nothing else.
 
     Args:
-        options: seed, requests, new (tokens to generate), longest_prompt, vocabulary.
+        options: seed, requests, new (tokens to generate), longest_prompt, vocabulary; logprobs: False for none, as
+            SGLang mixes no batch for which they are asked.
         run: the scheduler's process (`scheduler_run.Run`).
     """
 
@@ -19,7 +20,7 @@ class Generations:
         self.seen: set[str] = set()
         draw = random.Random(options["seed"])
         shared = [draw.randrange(3, options["vocabulary"]) for _ in range(options["longest_prompt"])]
-        self._new = options["new"]
+        self._new, self._logprobs = options["new"], options.get("logprobs", True)
         self._prompts = {}
         for number in range(options["requests"]):
             own = [draw.randrange(3, options["vocabulary"]) for _ in range(draw.randint(1, 40))]
@@ -36,6 +37,7 @@ class Generations:
         if not self._started:
             self._started = True
             return [
-                self.run.request(rid, prompt, new=self._new, logprobs=True) for rid, prompt in self._prompts.items()
+                self.run.request(rid, prompt, new=self._new, logprobs=self._logprobs)
+                for rid, prompt in self._prompts.items()
             ]
         return [] if self.waiting_for() or not self.run.idle else None

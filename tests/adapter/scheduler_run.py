@@ -100,6 +100,11 @@ class Run:
 
             patience.time = types.SimpleNamespace(sleep=lambda _: None)  # nothing changes by waiting
 
+        # What a mixed batch must save for its requests that decode to be read together; counts what they saved.
+        self.mixed_saved_tokens = 0.0
+        if "least_mixed_bytes" in settings:
+            self._watch_mixed(settings["least_mixed_bytes"])
+
         arguments = ServerArgs(**settings["server_args"])
         arguments.check_server_args()
         ports = PortArgs.init_new(arguments)
@@ -112,11 +117,12 @@ class Run:
         self.aborted: set[str] = set()
         self.retractions = 0  # of requests that are forgotten
         self._idle_steps = 0
+        from branches import Branches
         from generations import Generations
         from soak import Soak
         from workload import Workload
 
-        kinds = {"soak": Soak, "generations": Generations, "workload": Workload}
+        kinds = {"soak": Soak, "generations": Generations, "workload": Workload, "branches": Branches}
         if settings["workload"].get("forced"):
             force_tokens()
         self.workload = kinds[settings["workload"].get("kind", "workload")](settings["workload"], self)
@@ -214,6 +220,18 @@ class Run:
         scheduler._add_request_to_queue = add
         scheduler.request_receiver = self
 
+    def _watch_mixed(self, least_bytes: int) -> None:
+        from vt_sglang.adapter import mixed
+
+        mixed.LEAST_SAVED_BYTES = least_bytes
+        prepare = mixed.MixedBatches.prepare
+
+        def watched(batches: Any, forward_batch: Any) -> None:
+            prepare(batches, forward_batch)
+            self.mixed_saved_tokens += batches._pool.batch_saved_tokens
+
+        mixed.MixedBatches.prepare = watched
+
     def recv_requests(self) -> list[Any]:
         """Called by the event loop at the start of every step."""
         scheduler = self.scheduler
@@ -274,12 +292,14 @@ class Run:
                 if req.return_logprob
             },
             "prefixes": getattr(self.workload, "prefixes", []),
+            "saved": getattr(self.workload, "saved", {}),
         }
         if hasattr(cache, "core"):
             from vt_sglang.adapter.state import describe
 
             cache.core.check()
             result["vtensor"] = describe(cache)
+            result["mixed_saved_tokens"] = self.mixed_saved_tokens
             if cache.metrics is not None:
                 result["metrics"] = scrape()
         return result

@@ -305,3 +305,30 @@ def test_what_is_shared_is_read_once_from_a_graph(backend: Any) -> None:
         backend.pool.batch_slots = family.slots()
         captured.check(family.members, family.lengths)
         family.lengths = [length + 1 for length in family.lengths]
+
+
+def test_what_is_shared_is_read_once_beside_prefill(backend: Any, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed batches, whose requests that prefill bring one token or many, between plain
+    decode of the same requests; in one of them they share too little."""
+    from vt_sglang.adapter import mixed
+
+    pool = backend.pool
+    family = Family(backend, 700, [1, 64, 130])
+    others = [Sequence(backend, family.core.bind(None, 0, length + 20, family.guard)[0]) for length in (600, 40)]
+    done = [0, 0]
+    saved = 700 * 2 / LAYERS if kernel == "triton" else 0  # the other layer has a window
+    for new, least in (((500, 1), 1), ((1, 30), 1), ((64, 1), 2**40), ((3, 3), 1)):
+        monkeypatch.setattr(mixed, "LEAST_SAVED_BYTES", least)
+        ends = [start + count for start, count in zip(done, new, strict=True)]
+        sequences = [*others, *family.members]
+        pool.batch_slots = torch.tensor([it.slot for it in sequences]).numpy()
+        pool.batch_decoding, pool.batch_saved_tokens = len(family.members), 0.0
+        starts = [*done, *family.lengths]
+        family.lengths = [length + 1 for length in family.lengths]
+        _run(backend, sequences, starts, [*ends, *family.lengths], decode=False)
+        assert pool.batch_saved_tokens == (saved if least == 1 else 0)
+        done = ends
+        pool.batch_slots, pool.batch_decoding = family.slots(), 0
+        starts, family.lengths = family.lengths, [length + 1 for length in family.lengths]
+        _run(backend, family.members, starts, family.lengths, decode=True)
+        assert pool.batch_saved_tokens == saved

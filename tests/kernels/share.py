@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans of shared tasks, spelled out."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,34 @@ class Segment:
     start: int
     stop: int
     rows: tuple[int, ...]
+
+
+def random_tree(
+    draw: random.Random, batch: int, *, levels: int, stretches: Sequence[int], owns: Sequence[int]
+) -> tuple[list[Segment], list[int]]:
+    """Segments, and the lengths of the batch's requests, which stand in the tree's order: groups of any size within
+    groups, and a ragged own part for each request.
+
+    Args:
+        levels: most segments of a request.
+        stretches, owns: tokens that a segment, and an own part, may have.
+    """
+    segments: list[Segment] = []
+    lengths = [0] * batch
+
+    def divide(rows: list[int], start: int, level: int) -> None:
+        if len(rows) > 1 and level < levels and draw.random() < 0.85:
+            stop = start + draw.choice(stretches)
+            segments.append(Segment(start, stop, tuple(rows)))
+            cut = draw.randint(1, len(rows))
+            divide(rows[:cut], stop, level + 1)
+            divide(rows[cut:], stop, level + 1)
+            return
+        for row in rows:
+            lengths[row] = start + draw.choice(owns)
+
+    divide(list(range(batch)), 0, 0)
+    return segments, lengths
 
 
 def words(

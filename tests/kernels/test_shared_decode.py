@@ -7,7 +7,7 @@ import pytest
 import torch
 from arena import CUDA, DEVICE, DTYPES, Arena, assert_close
 from reference import attend
-from share import Segment, words
+from share import Segment, random_tree, words
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import SHARED_ROWS, DecodeConfig, DecodePlan, SharedTasks, shared_tile
@@ -177,21 +177,7 @@ def test_random_trees(seed: int) -> None:
     """Trees of up to three levels, groups of any size, ragged own parts."""
     draw = random.Random(seed)
     batch = draw.randint(2, 12)
-    segments: list[Segment] = []
-    lengths = [0] * batch
-
-    def divide(rows: list[int], start: int, level: int) -> None:
-        if len(rows) > 1 and level < 3 and draw.random() < 0.85:
-            stop = start + draw.choice([16, 17, 30, 64, 100])
-            segments.append(Segment(start, stop, tuple(rows)))
-            cut = draw.randint(1, len(rows))
-            divide(rows[:cut], stop, level + 1)
-            divide(rows[cut:], stop, level + 1)
-            return
-        for row in rows:
-            lengths[row] = start + draw.choice([1, 5, 16, 33, 100])
-
-    divide(list(range(batch)), 0, 0)
+    segments, lengths = random_tree(draw, batch, levels=3, stretches=[16, 17, 30, 64, 100], owns=[1, 5, 16, 33, 100])
     run(lengths, segments, workers=draw.choice([1, 2, 7, 30]), members=draw.choice([2, 4, 16]))
 
 

@@ -23,11 +23,14 @@ def run_batch(original: Callable[..., Any], scheduler: Any, batch: Any, *args: A
     cache.elastic.work()
     guard = cache.kv_pool.prefill_guard_tokens if batch.forward_mode.is_extend() else cache.kv_pool.decode_guard_tokens
     slots = cache.kv_pool.batch_slots = batch.req_pool_indices_cpu.numpy()
+    decoding = batch.mix_running_indices if batch.forward_mode.is_mixed() else None
+    cache.kv_pool.batch_decoding = 0 if decoding is None else len(decoding)
     cache.kv_pool.batch_saved_tokens = 0.0
     forward = cache.last_forward = cache.core.begin_forward(slots, guard > 0)
     cache.tally.forward(batch)
     result = original(scheduler, batch, *args, **kwargs)
     cache.kv_pool.batch_slots = NO_SLOTS
+    cache.kv_pool.batch_decoding = 0
     cache.tally.saved(cache.kv_pool.batch_saved_tokens)
     if cache.metrics is not None:
         cache.metrics.stepped()

@@ -18,6 +18,7 @@ from vt_sglang.adapter.dummy import is_dummy
 from vt_sglang.adapter.kv_pool import as_vtensor_pool
 from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
+from vt_sglang.adapter.mixed import MixedBatches
 from vt_sglang.config import Kernel, VTensorConfig
 from vt_sglang.triton_kernels.store import store_kv
 
@@ -43,13 +44,14 @@ class GpuAttention(AttentionBackend):
         self._decode = kernels.decode_kernel(
             config.decode_kernel, self.pool, model_runner.model, share=config.shared_decode
         )
+        self._mixed = MixedBatches(self.pool, self._prefill, self._decode)
         self._dummy = False
         prefill, decode = kernels.name(self._prefill), kernels.name(self._decode)
         share = "on" if isinstance(self._decode, TritonDecode) and self._decode.shares else "off"
         logger.info("Attention over virtual tensors: prefill by %s, decode by %s, sharing %s.", prefill, decode, share)
         if prefill == Kernel.FA3:
             self.pool.prefill_guard_tokens = fa3.GUARD_TOKENS
-        # Mixed batches prefill what else would be decoded.
+        # Mixed batches may prefill what else would be decoded.
         if decode == Kernel.FA3 or (prefill == Kernel.FA3 and model_runner.server_args.enable_mixed_chunk):
             self.pool.decode_guard_tokens = fa3.GUARD_TOKENS
         self._finite = Kernel.FA3 in (prefill, decode)
@@ -58,7 +60,7 @@ class GpuAttention(AttentionBackend):
         """What only the host can prepare."""
         self._dummy = is_dummy(forward_batch)
         if not forward_batch.forward_mode.is_decode_or_idle() and not self._dummy:
-            self._prefill.prepare(forward_batch)
+            self._mixed.prepare(forward_batch)
         # What is captured is made up: it shares nothing.
         if forward_batch.forward_mode.is_decode() and isinstance(self._decode, TritonDecode) and not in_capture:
             self.pool.batch_saved_tokens = self._decode.share(self.pool.batch_slots)
@@ -102,7 +104,7 @@ class GpuAttention(AttentionBackend):
         if self._dummy:
             output.zero_()
         elif query.shape[0] > 0:
-            self._prefill.forward(query, output, layer, sinks)
+            self._mixed.forward(query, output, layer, sinks)
         return output.view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
     def forward_decode(

@@ -34,9 +34,12 @@ class VTensorKVPool(MHATokenToKVPool):
         self.layout = layout
         # How far behind a request's end the attention kernels read.
         self.prefill_guard_tokens = self.decode_guard_tokens = 0
-        # Of the batch that is being launched: its requests' slots, and what its decode need not read, as they share it.
+        # Of the batch that is being launched: its requests' slots, how many of them decode beside others that prefill
+        # (they stand last), and what decode need not read, as requests share it.
         self.batch_slots = NO_SLOTS
+        self.batch_decoding = 0
         self.batch_saved_tokens = 0.0
+        self.layer_token_bytes = layout.token_bytes // layout.layers
         super().__init__(
             core.slots * core.slot_tokens - 1,  # SGLang adds the padding token
             page_size=1,
