@@ -92,7 +92,8 @@ class PyCache {
  public:
   PyCache(const std::string& driver, std::size_t page_bytes, std::size_t token_bytes, SlotId slots,
           std::size_t slot_tokens, PageId budget_pages, int device, const std::string& cuda_library,
-          std::size_t mapping_limit, bool exportable_pages, bool inject_faults, std::size_t block_tokens) {
+          std::size_t mapping_limit, bool exportable_pages, bool inject_faults, std::size_t block_tokens,
+          bool move_pages) {
     if (token_bytes == 0) throw std::invalid_argument("token_bytes must be positive");
     if (slots < 2) throw std::invalid_argument("slots must be at least 2: slot 0 is padding");
     if (budget_pages == 0 || budget_pages == std::numeric_limits<PageId>::max())
@@ -115,7 +116,7 @@ class PyCache {
       }
       const Geometry geometry{made->page_bytes(), token_bytes};
       cache_ = std::make_unique<KVCache>(std::move(made), geometry, slots, slot_tokens, budget_pages, mapping_limit,
-                                         block_tokens);
+                                         block_tokens, move_pages);
     });
   }
 
@@ -184,6 +185,7 @@ nb::dict as_dict(const Counters& it) {
   d["pages_mapped"] = it.pages_mapped;
   d["pages_unmapped"] = it.pages_unmapped;
   d["guards_mapped"] = it.guards_mapped;
+  d["pages_moved"] = it.pages_moved;
   d["tails_extended"] = it.tails_extended;
   d["tails_copied"] = it.tails_copied;
   d["nodes_evicted"] = it.nodes_evicted;
@@ -289,10 +291,10 @@ NB_MODULE(_core, m) {
 
   nb::class_<PyCache>(m, "KVCache")
       .def(nb::init<const std::string&, std::size_t, std::size_t, SlotId, std::size_t, PageId, int, const std::string&,
-                    std::size_t, bool, bool, std::size_t>(),
+                    std::size_t, bool, bool, std::size_t, bool>(),
            nb::kw_only(), "driver"_a, "page_bytes"_a, "token_bytes"_a, "slots"_a, "slot_tokens"_a, "budget_pages"_a,
            "device"_a = 0, "cuda_library"_a = "libcuda.so.1", "mapping_limit"_a = 0, "exportable_pages"_a = false,
-           "inject_faults"_a = false, "block_tokens"_a = 0)
+           "inject_faults"_a = false, "block_tokens"_a = 0, "move_pages"_a = false)
       .def(
           "match",
           [](PyCache& it, const std::optional<std::string>& key, nb::handle tokens, std::optional<std::size_t> limit,

@@ -20,6 +20,9 @@ struct KVCache::Expected {
   std::uint32_t holders = 0;
   std::uint32_t pins = 0;
   std::uint32_t recorded = 0;
+  std::uint32_t live = 0;
+  const Node* deepest = nullptr;
+  std::size_t index = 0;
 };
 
 namespace {
@@ -67,6 +70,14 @@ void check_node(const Node& node, const Geometry& geometry, const RadixTree& tre
     page.pins += node.locks > 0;
     const std::size_t tail = i + 1 == node.pages.size() ? geometry.tail_bytes(node.end) : 0;
     page.recorded = std::max(page.recorded, static_cast<std::uint32_t>(tail == 0 ? geometry.page_bytes : tail));
+    VERIFY(page.deepest == nullptr || page.index == first + i, name(node.pages[i]) + " is held at two page indices");
+    page.index = first + i;
+    const Node* upper = &node;
+    const Node* lower = page.deepest == nullptr ? &node : page.deepest;
+    if (upper->end > lower->end) std::swap(upper, lower);
+    page.deepest = lower;
+    while (lower->end > upper->end) lower = lower->parent;
+    VERIFY(lower == upper, name(node.pages[i]) + " is held by nodes that do not lie on one path");
   }
 }
 
@@ -171,13 +182,16 @@ void KVCache::check_slots(std::vector<Expected>& pages) const {
       VERIFY(page != kNoPage, which + " is live and page index " + std::to_string(index) + " maps nothing");
       ++pages[page].holders;
       ++pages[page].pins;
+      ++pages[page].live;
     }
   }
   VERIFY(live == live_slots_ && live_tokens == live_tokens_, "live slots or their tokens are miscounted");
-  VERIFY(idle == idle_.size() && idle + live + draining_.size() + 1 == slots_.size(), "a slot is lost");
+  VERIFY(idle == idle_.size() + unmapped_.size() && idle + live + draining_.size() + 1 == slots_.size(),
+         "a slot is lost");
   const PageId padding = arena_.mapped(0, 0);
   ++pages[padding].holders;
   ++pages[padding].pins;
+  ++pages[padding].live;
 }
 
 void KVCache::check_pages(const std::vector<Expected>& pages) const {
@@ -195,6 +209,10 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
     VERIFY(it.recorded == should.recorded, name(page) + " has " + std::to_string(should.recorded) +
                                                " recorded bytes, not " + std::to_string(it.recorded));
     VERIFY(it.created || it.holders == 0, name(page) + " is held and does not exist");
+    VERIFY(it.live == should.live,
+           name(page) + " counts " + std::to_string(it.live) + " requests, has " + std::to_string(should.live));
+    VERIFY(it.deepest == should.deepest && (it.deepest == nullptr || it.index == should.index),
+           name(page) + " does not know the deepest node that holds it");
     if (it.writer != kNoSlot) {  // a live slot that owns the page
       const Slot& writer = slots_.at(it.writer);
       bool maps = false;

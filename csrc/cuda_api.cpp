@@ -59,6 +59,10 @@ Api::Api(const std::string& library) {
   look_up(handle, set_access, "cuMemSetAccess");
   look_up(handle, copy_async, "cuMemcpyDtoDAsync_v2");
   look_up(handle, set_async, "cuMemsetD8Async");
+  look_up(handle, module_load, "cuModuleLoadData");
+  look_up(handle, module_unload, "cuModuleUnload");
+  look_up(handle, module_function, "cuModuleGetFunction");
+  look_up(handle, launch, "cuLaunchKernel");
 }
 
 std::string Api::describe(Result result) const {

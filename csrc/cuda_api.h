@@ -14,6 +14,8 @@ using Result = int;  // CUresult
 using Device = int;
 using Context = struct ContextTag*;
 using Stream = struct StreamTag*;
+using Module = struct ModuleTag*;
+using Function = struct FunctionTag*;
 using DevicePointer = unsigned long long;
 using AllocationHandle = unsigned long long;
 
@@ -83,6 +85,11 @@ struct Api {
   Result (*set_access)(DevicePointer, std::size_t, const AccessDescription*, std::size_t) = nullptr;
   Result (*copy_async)(DevicePointer, DevicePointer, std::size_t, Stream) = nullptr;
   Result (*set_async)(DevicePointer, unsigned char, std::size_t, Stream) = nullptr;
+  Result (*module_load)(Module*, const void*) = nullptr;
+  Result (*module_unload)(Module) = nullptr;
+  Result (*module_function)(Function*, Module, const char*) = nullptr;
+  Result (*launch)(Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**,
+                   void**) = nullptr;
 
   // The CUDA error's name and text, and what can be done about it.
   std::string describe(Result result) const;

@@ -92,9 +92,10 @@ CudaDriver::~CudaDriver() {
   for (std::size_t i = 0; i < mapped_.size(); ++i)
     if (mapped_[i]) api_.unmap(range_ + i * page_bytes_, page_bytes_);
   for (PageId page = 0; page < max_pages_; ++page) {
-    if (in_window_[page]) api_.unmap(window_ + page * page_bytes_, page_bytes_);
+    if (in_window_[page]) api_.unmap(window(page), page_bytes_);
     if (exists_[page]) api_.release(handles_[page]);
   }
+  if (module_ != nullptr) api_.module_unload(module_);
   if (window_ != 0) api_.address_free(window_, page_bytes_ * max_pages_);
   if (range_ != 0) api_.address_free(range_, range_bytes_);
   if (in_context) api_.context_pop(&popped);
@@ -125,10 +126,31 @@ void CudaDriver::create(PageId page) {
   ++created_;
 }
 
+void CudaDriver::ready_to_move(PageId page) {
+  const InContext in_context(api_, context_);
+  map_in_window(page);
+}
+
+void CudaDriver::map_in_window(PageId page) {
+  if (in_window_[page]) return;
+  if (window_ == 0)
+    api_.check(api_.address_reserve(&window_, page_bytes_ * max_pages_, kAnyAlignment, 0, 0), "cuMemAddressReserve");
+  const char* failed = "cuMemMap";
+  Result result = map_one(window(page), page);
+  if (result == kSuccess) {
+    failed = "cuMemSetAccess";
+    result = allow_access(window(page), page_bytes_);
+    if (result != kSuccess) api_.unmap(window(page), page_bytes_);
+  }
+  if (result == cuda::kOutOfMemory) throw OutOfMemory(failed, result, api_.describe(result));
+  api_.check(result, failed);
+  in_window_[page] = true;
+}
+
 void CudaDriver::release(PageId page) {
   const InContext in_context(api_, context_);
   if (in_window_[page]) {
-    api_.check(api_.unmap(window_ + page * page_bytes_, page_bytes_), "cuMemUnmap");
+    api_.check(api_.unmap(window(page), page_bytes_), "cuMemUnmap");
     in_window_[page] = false;
   }
   api_.check(api_.release(handles_[page]), "cuMemRelease");
@@ -206,22 +228,32 @@ void CudaDriver::unmap(std::uintptr_t address) {
 
 void CudaDriver::copy(std::uintptr_t destination, PageId source, std::size_t bytes) {
   const InContext in_context(api_, context_);
-  if (window_ == 0)
-    api_.check(api_.address_reserve(&window_, page_bytes_ * max_pages_, kAnyAlignment, 0, 0), "cuMemAddressReserve");
-  const cuda::DevicePointer from = window_ + source * page_bytes_;
-  if (!in_window_[source]) {
-    const char* failed = "cuMemMap";
-    Result result = map_one(from, source);
-    if (result == kSuccess) {
-      failed = "cuMemSetAccess";
-      result = allow_access(from, page_bytes_);
-      if (result != kSuccess) api_.unmap(from, page_bytes_);
-    }
-    if (result == cuda::kOutOfMemory) throw OutOfMemory(failed, result, api_.describe(result));
-    api_.check(result, failed);
-    in_window_[source] = true;
+  map_in_window(source);
+  api_.check(api_.copy_async(destination, window(source), bytes, stream_), "cuMemcpyDtoDAsync");
+}
+
+void CudaDriver::move(std::span<const Move> moves) {
+  const InContext in_context(api_, context_);
+  if (move_kernel_ == nullptr) {
+    if (module_ == nullptr) api_.check(api_.module_load(&module_, cuda::kMovePtx), "cuModuleLoadData");
+    api_.check(api_.module_function(&move_kernel_, module_, cuda::kMoveKernel), "cuModuleGetFunction");
   }
-  api_.check(api_.copy_async(destination, from, bytes, stream_), "cuMemcpyDtoDAsync");
+  for (const Move& it : moves) {
+    map_in_window(it.to);
+    map_in_window(it.from);
+  }
+  while (!moves.empty()) {
+    const auto now = moves.first(std::min(moves.size(), cuda::kMovePairs));
+    cuda::MovePairs pairs{};
+    for (std::size_t i = 0; i < now.size(); ++i)
+      pairs[i] = {window(now[i].to), window(now[i].from) | static_cast<std::uint64_t>(now[i].swap)};
+    std::uint64_t bytes = page_bytes_;
+    std::array<void*, 2> arguments{&pairs, &bytes};
+    api_.check(api_.launch(move_kernel_, cuda::kMoveBlocks, static_cast<unsigned>(now.size()), 1, cuda::kMoveThreads, 1,
+                           1, 0, stream_, arguments.data(), nullptr),
+               "cuLaunchKernel");
+    moves = moves.subspan(now.size());
+  }
 }
 
 void CudaDriver::clear(std::uintptr_t address) {

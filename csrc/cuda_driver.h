@@ -7,6 +7,7 @@
 
 #include "cuda_api.h"
 #include "driver.h"
+#include "move_kernel.h"
 
 namespace vt {
 
@@ -29,6 +30,8 @@ class CudaDriver final : public Driver {
   void unmap(std::uintptr_t address) override;
   void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override;
   void clear(std::uintptr_t address) override;
+  void move(std::span<const Move> moves) override;
+  void ready_to_move(PageId page) override;
   void set_stream(std::uintptr_t stream) override { stream_ = reinterpret_cast<cuda::Stream>(stream); }
   std::size_t physical_bytes() const override { return created_ * page_bytes_; }
 
@@ -42,6 +45,8 @@ class CudaDriver final : public Driver {
   cuda::Result map_one(cuda::DevicePointer address, PageId page);
   cuda::Result unmap_one(cuda::DevicePointer address);
   cuda::Result allow_access(cuda::DevicePointer address, std::size_t bytes);
+  cuda::DevicePointer window(PageId page) const { return window_ + page * page_bytes_; }
+  void map_in_window(PageId page);
   struct Failure {
     const char* call = nullptr;  // none: success
     cuda::Result result = cuda::kSuccess;
@@ -65,9 +70,12 @@ class CudaDriver final : public Driver {
   std::vector<cuda::AllocationHandle> handles_;  // by page; valid where created
   std::vector<bool> exists_;
   std::vector<bool> mapped_;  // by page of the range
-  // Where the source of a copy is mapped, at page * page_bytes, the first time it is one; until it is released.
+  // Where pages are mapped to be copied from or moved, at page * page_bytes, from the first time on until they are
+  // released: what is put on a stream must not depend on a mapping that may change before the stream comes to it.
   cuda::DevicePointer window_ = 0;
   std::vector<bool> in_window_;
+  cuda::Module module_ = nullptr;  // of the kernel that moves pages, from the first move on
+  cuda::Function move_kernel_ = nullptr;
 };
 
 }  // namespace vt

@@ -17,6 +17,13 @@ struct MapOperation {
   PageId page;             // a created page
 };
 
+// That a page's whole content is to go to another one, or that both are to swap theirs.
+struct Move {
+  PageId to;
+  PageId from;
+  bool swap;
+};
+
 // Not thread-safe: the caller serialises. Every failure is a DriverError.
 class Driver {
  public:
@@ -51,6 +58,10 @@ class Driver {
   // Copies a page's first bytes to a mapped address: in the order of the stream that set_stream named (CUDA), or
   // before returning (host). The source need not be mapped anywhere.
   virtual void copy(std::uintptr_t destination, PageId source, std::size_t bytes) = 0;
+  // Moves the contents of created pages, in the same order as copies; no page is named twice.
+  virtual void move(std::span<const Move> moves) = 0;
+  // Does ahead what the first move of a created page would have to do besides.
+  virtual void ready_to_move(PageId /*page*/) {}
   virtual void set_stream(std::uintptr_t /*stream*/) {}
   // Fills a newly created page, mapped at this address, with zeros, in the same order as copies. Memory of the host
   // comes as zeros.

@@ -18,8 +18,8 @@ class FaultDriver final : public Driver {
  public:
   explicit FaultDriver(std::unique_ptr<Driver> inner) : inner_(std::move(inner)) {}
 
-  // The call of this kind ("create", "release", "map", "unmap", "copy" or "clear") after `successes` more of it fails,
-  // once.
+  // The call of this kind ("create", "release", "map", "unmap", "copy", "clear" or "move") after `successes` more of it
+  // fails, once.
   void inject(const std::string& operation, long successes) { countdown_.at(index(operation)) = successes; }
   // Creating a page fails for lack of memory while so many pages exist.
   void limit_memory(std::size_t pages) { memory_ = pages; }
@@ -64,6 +64,11 @@ class FaultDriver final : public Driver {
     fail_or_pass("clear");
     inner_->clear(address);
   }
+  void move(std::span<const Move> moves) override {
+    fail_or_pass("move");
+    inner_->move(moves);
+  }
+  void ready_to_move(PageId page) override { inner_->ready_to_move(page); }
   void set_stream(std::uintptr_t stream) override { inner_->set_stream(stream); }
   std::size_t physical_bytes() const override { return inner_->physical_bytes(); }
   std::size_t mapping_limit() const override { return inner_->mapping_limit(); }
@@ -73,7 +78,7 @@ class FaultDriver final : public Driver {
   static constexpr std::size_t kEndless = std::numeric_limits<std::size_t>::max();
 
   static std::size_t index(const std::string& operation) {
-    static const std::array<std::string, 6> kinds{"create", "release", "map", "unmap", "copy", "clear"};
+    static const std::array<std::string, 7> kinds{"create", "release", "map", "unmap", "copy", "clear", "move"};
     for (std::size_t i = 0; i < kinds.size(); ++i)
       if (kinds[i] == operation) return i;
     throw std::invalid_argument("no such driver operation: " + operation);
@@ -87,7 +92,7 @@ class FaultDriver final : public Driver {
   std::unique_ptr<Driver> inner_;
   std::size_t memory_ = kEndless;  // pages
   std::size_t created_ = 0;
-  std::array<long, 6> countdown_{kNever, kNever, kNever, kNever, kNever, kNever};
+  std::array<long, 7> countdown_{kNever, kNever, kNever, kNever, kNever, kNever, kNever};
 };
 
 }  // namespace vt

@@ -141,7 +141,16 @@ void HostDriver::blank(std::uintptr_t address, std::size_t bytes) noexcept {
 }
 
 void HostDriver::copy(std::uintptr_t destination, PageId source, std::size_t bytes) {
-  std::memcpy(pointer(destination), window_ + static_cast<std::size_t>(source) * page_bytes_, bytes);
+  std::memcpy(pointer(destination), in_window(source), bytes);
+}
+
+void HostDriver::move(std::span<const Move> moves) {
+  for (const Move& it : moves) {
+    if (it.swap)
+      std::swap_ranges(in_window(it.to), in_window(it.to) + page_bytes_, in_window(it.from));
+    else
+      std::memcpy(in_window(it.to), in_window(it.from), page_bytes_);
+  }
 }
 
 std::size_t HostDriver::physical_bytes() const {

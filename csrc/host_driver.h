@@ -25,16 +25,18 @@ class HostDriver final : public Driver {
   void map(std::span<const MapOperation> operations) override;
   void unmap(std::uintptr_t address) override;
   void copy(std::uintptr_t destination, PageId source, std::size_t bytes) override;
+  void move(std::span<const Move> moves) override;
   std::size_t physical_bytes() const override;
   std::size_t mapping_limit() const override { return mapping_limit_; }
 
  private:
   void blank(std::uintptr_t address, std::size_t bytes) noexcept;
+  char* in_window(PageId page) const { return window_ + static_cast<std::size_t>(page) * page_bytes_; }
 
   std::size_t page_bytes_;
   PageId max_pages_;
   int file_ = -1;
-  char* window_ = nullptr;  // the whole file, mapped once: every page can be read there, mapped elsewhere or not
+  char* window_ = nullptr;  // the whole file, mapped once: every page can be reached there, mapped elsewhere or not
   std::uintptr_t range_ = 0;
   std::size_t range_bytes_ = 0;
   std::size_t mapping_limit_ = 0;

@@ -20,7 +20,7 @@ constexpr std::uint64_t kForwardsBeforeRetry = 64;
 }  // namespace
 
 KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-                 PageId budget, std::size_t mapping_limit, std::size_t block_tokens)
+                 PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages)
     : driver_(std::make_unique<TimedDriver>(std::move(driver))),
       geometry_(geometry),
       budget_(budget),
@@ -28,7 +28,8 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
       arena_(*driver_, geometry, slots, slot_tokens,
              mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit())),
       tree_(pool_, geometry, slots, block_tokens),
-      slots_(slots) {
+      slots_(slots),
+      move_pages_(move_pages) {
   // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
   pool_.create();
   const PageId page = pool_.take();
@@ -37,9 +38,12 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
   arena_.map(padding);
   driver_->clear(arena_.address(kPaddingSlot, 0));
   pool_[page].cleared = true;
-  pool_.hold(page, true);
+  pool_.hold_live(page);
   slots_[kPaddingSlot].state = State::kPadding;
-  for (SlotId slot = 1; slot < slots; ++slot) slots_[slot].idle = idle_.insert(idle_.end(), slot);
+  for (SlotId slot = 1; slot < slots; ++slot) {
+    slots_[slot].idle = unmapped_.insert(unmapped_.end(), slot);
+    slots_[slot].unmapped = true;
+  }
   tree_.on_slot_loose = [this](SlotId slot) { idle_.splice(idle_.begin(), idle_, slots_[slot].idle); };
 }
 
@@ -176,13 +180,27 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     if (tail == Tail::kCopied) --shared;
   }
   const std::size_t pages = geometry_.pages_for(tokens);
-  const SlotId slot = choose_slot(node);
+  require_idle_slot();
   require(pages - shared);
+  // Only now: the slots of what was evicted have pages to take where they are mapped.
+  const SlotId slot = choose_slot(node);
 
+  ++choices_;
+  for (const PageId page : path) pool_[page].chosen = choices_;  // stays, or is moved to where the slot maps a page
   std::vector<Fresh>& fresh = scratch_.fresh;
   fresh.clear();
   for (std::size_t index = shared; index < pages; ++index) fresh.push_back({slot, index});
   acquire(fresh);
+  std::size_t tokens_moved = 0;
+  // A token counts where its last byte lies.
+  const auto tokens_on = [&](std::size_t index) {
+    return std::min(geometry_.tokens_in(index + 1), matched) - std::min(geometry_.tokens_in(index), matched);
+  };
+  if (move_pages_)
+    for (std::size_t index = 0; index < shared; ++index)
+      if (plan_move_here(slot, index, path[index])) tokens_moved += tokens_on(index);
+  const std::size_t all_moved = scratch_.planned.size();
+  const std::size_t moved = make_moves(fresh, path);
   std::size_t reused = 0;
   std::vector<Change>& changes = scratch_.changes;
   changes.clear();
@@ -191,14 +209,10 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     if (differs) changes.push_back({slot, static_cast<std::uint32_t>(index), page});
     return differs;
   };
-  // A token counts where its last byte lies.
-  const auto tokens_on = [&](std::size_t index) {
-    return std::min(geometry_.tokens_in(index + 1), matched) - std::min(geometry_.tokens_in(index), matched);
-  };
   std::size_t tokens_aliased = 0;
   for (std::size_t index = 0; index < shared; ++index)
     if (change_unless_mapped(index, path[index])) tokens_aliased += tokens_on(index);
-  const std::size_t tokens_copied = tail == Tail::kCopied ? tokens_on(shared) : 0;
+  const std::size_t tokens_copied = tokens_moved + (tail == Tail::kCopied ? tokens_on(shared) : 0);
   const std::size_t aliased_by_mapping = changes.size();
   for (const Fresh& it : fresh) reused += !change_unless_mapped(it.index, it.page);
   const std::size_t guards = add_guards(slot, tokens, guard_tokens, changes);
@@ -222,11 +236,11 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     tree_.lock(node);
     tree_.count_hit(node);
   }
-  idle_.erase(slots_[slot].idle);
-  for (std::size_t index = 0; index < shared; ++index) pool_.hold(path[index], true);
+  forget_idle(slot);
+  for (std::size_t index = 0; index < shared; ++index) pool_.hold_live(path[index]);
   if (tail == Tail::kExtended) pool_[path.back()].writer = slot;
   for (const Fresh& it : fresh) {
-    pool_.hold(it.page, true);
+    pool_.hold_live(it.page);
     pool_[it.page].writer = slot;
   }
   Slot& it = slots_[slot];
@@ -244,8 +258,8 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   counters_.tokens_aliased += tokens_aliased;
   counters_.tokens_copied += tokens_copied;
   counters_.pages_aliased += shared;
-  counters_.pages_adopted += shared - aliased_by_mapping;
-  counters_.pages_reused += reused;
+  counters_.pages_adopted += shared - aliased_by_mapping - moved;
+  counters_.pages_reused += reused - (all_moved - moved);
   counters_.tails_extended += tail == Tail::kExtended;
   counters_.tails_copied += tail == Tail::kCopied;
   counters_.guards_mapped += guards;
@@ -273,9 +287,13 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     add_guards(slots[i], tokens[i], guard_tokens, changes);
   }
   const std::size_t guards = changes.size();
+  std::size_t moved = 0;
   if (!fresh.empty()) {
     require(fresh.size());
+    ++choices_;
     acquire(fresh);
+    moved = scratch_.planned.size();
+    make_moves(fresh, scratch_.path);
     for (const Fresh& it : fresh) {
       const PageId mapped = arena_.mapped(it.slot, it.index);
       if (mapped == it.page) continue;
@@ -294,9 +312,9 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     throw;
   }
   counters_.guards_mapped += guards;
-  counters_.pages_reused += fresh.size() - (changes.size() - guards);
+  counters_.pages_reused += fresh.size() - (changes.size() - guards) - moved;
   for (const Fresh& it : fresh) {
-    pool_.hold(it.page, true);
+    pool_.hold_live(it.page);
     pool_[it.page].writer = it.slot;
     ++slots_[it.slot].pages;
   }
@@ -372,7 +390,7 @@ void KVCache::release(SlotId slot) {
   for (std::size_t index = 0; index < it.pages; ++index) {
     const PageId page = arena_.mapped(slot, index);
     if (pool_[page].writer == slot) pool_[page].writer = kNoSlot;
-    pool_.drop(page, true);
+    pool_.drop_live(page);
   }
   live_tokens_ -= it.tokens - it.recorded;
   --live_slots_;
@@ -392,6 +410,11 @@ void KVCache::make_idle(SlotId slot) {
   if (!loose) tree_.attach(slot, node, true);
   slots_[slot].state = State::kIdle;
   slots_[slot].idle = idle_.insert(loose ? idle_.begin() : idle_.end(), slot);
+}
+
+void KVCache::forget_idle(SlotId slot) {
+  (slots_[slot].unmapped ? unmapped_ : idle_).erase(slots_[slot].idle);
+  slots_[slot].unmapped = false;
 }
 
 // ---- forwards
@@ -462,16 +485,22 @@ const KVCache::Slot& KVCache::live(SlotId slot) const {
   return slots_[slot];
 }
 
+void KVCache::require_idle_slot() const {
+  if (!idle_.empty() || !unmapped_.empty()) return;
+  if (draining_.empty())
+    throw std::length_error("all " + std::to_string(live_slots_) + " slots are live: raise --max-running-requests");
+  throw SlotsBusy("every idle slot is still used by a forward; complete forward " +
+                  std::to_string(draining_.begin()->first) + " first");
+}
+
+// Where nothing of the path is mapped: a slot whose pages are free or whose sequence was evicted; else, while pages are
+// left to create, which have to be mapped in any case, one that maps nothing; else the one idle for longest.
 SlotId KVCache::choose_slot(const Node* node) const {
-  if (idle_.empty()) {
-    if (draining_.empty())
-      throw std::length_error("all " + std::to_string(live_slots_) + " slots are live: raise --max-running-requests");
-    throw SlotsBusy("every idle slot is still used by a forward; complete forward " +
-                    std::to_string(draining_.begin()->first) + " first");
-  }
   if (node != nullptr)
     if (const SlotId near = tree_.idle_slot_near(node); near != kNoSlot) return near;
-  return idle_.front();
+  if (idle_.empty()) return unmapped_.front();
+  const bool loose = tree_.attached(idle_.front()) == nullptr;
+  return loose || unmapped_.empty() || pool_.creatable() == 0 ? idle_.front() : unmapped_.front();
 }
 
 bool KVCache::create_page() {
@@ -483,6 +512,12 @@ bool KVCache::create_page() {
     return false;
   }
   ++counters_.pages_created;
+  if (move_pages_) {
+    try {
+      driver_->ready_to_move(pool_.newest_free());
+    } catch (const DriverError&) {  // then at its first move
+    }
+  }
   return true;
 }
 
@@ -511,11 +546,64 @@ void KVCache::require(std::size_t pages) {
 }
 
 void KVCache::acquire(std::vector<Fresh>& fresh) {
-  // First those that cost no driver call, before take() can hand one of them to another index.
+  scratch_.planned.clear();
+  // First those that cost nothing, before take() can hand one of them to another index.
   for (Fresh& it : fresh)
     if (const PageId page = arena_.mapped(it.slot, it.index); page != kNoPage && pool_.claim(page)) it.page = page;
-  for (Fresh& it : fresh)
-    if (it.page == kNoPage) it.page = pool_.take();
+  for (std::size_t i = 0; i < fresh.size(); ++i) {
+    Fresh& it = fresh[i];
+    if (it.page != kNoPage) continue;
+    it.page = pool_.take();
+    const PageId mapped = arena_.mapped(it.slot, it.index);
+    if (!move_pages_ || mapped == kNoPage || pool_[mapped].chosen == choices_ || !tree_.movable(mapped, it.slot))
+      continue;
+    pool_[mapped].chosen = choices_;
+    scratch_.planned.push_back({{it.page, mapped, false}, false, i});
+  }
+}
+
+// Whether a page of the path bound to can come to where the slot maps another page already.
+bool KVCache::plan_move_here(SlotId slot, std::size_t index, PageId page) {
+  const PageId mapped = arena_.mapped(slot, index);
+  if (mapped == kNoPage || mapped == page || !tree_.movable(page, slot)) return false;
+  if (pool_.claim(mapped)) {
+    scratch_.planned.push_back({{mapped, page, false}, true, index});
+    return true;
+  }
+  if (pool_[mapped].chosen == choices_ || !tree_.movable(mapped, slot)) return false;
+  pool_[mapped].chosen = choices_;
+  scratch_.planned.push_back({{mapped, page, true}, true, index});
+  return true;
+}
+
+// Makes the moves that are planned. Returns how many of them are of the path.
+std::size_t KVCache::make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path) {
+  if (scratch_.planned.empty()) return 0;
+  scratch_.moves.clear();
+  for (const Planned& it : scratch_.planned) scratch_.moves.push_back(it.move);
+  try {
+    driver_->move(scratch_.moves);
+  } catch (const DriverError&) {
+    give_back(fresh);
+    for (const Planned& it : scratch_.planned)
+      if (it.of_path && !it.move.swap) pool_.give_back(it.move.to);
+    throw;
+  }
+  std::size_t of_path = 0;
+  for (const auto& [move, is_of_path, at] : scratch_.planned) {
+    tree_.exchange(move.to, move.from);
+    touch(move.to);
+    touch(move.from);
+    counters_.pages_moved += move.swap ? 2 : 1;
+    of_path += is_of_path;
+    if (!is_of_path) {
+      fresh[at].page = move.from;
+    } else {
+      path[at] = move.to;
+      if (!move.swap) pool_.give_back(move.from);
+    }
+  }
+  return of_path;
 }
 
 void KVCache::give_back(const std::vector<Fresh>& fresh) {
@@ -568,7 +656,8 @@ void KVCache::shed(std::span<const Change> changes, SlotId binding) {
     arena_.unmap(slot, 0);
     ++counters_.slots_shed;
     tree_.detach(slot);
-    idle_.splice(idle_.begin(), idle_, slots_[slot].idle);
+    unmapped_.splice(unmapped_.end(), idle_, slots_[slot].idle);
+    slots_[slot].unmapped = true;
   }
   for (SlotId slot = 0; slot < slots_.size() && !enough(); ++slot) {
     if (slots_[slot].state != State::kLive || slots_[slot].guard_reader > completed_) continue;

@@ -33,7 +33,7 @@ struct Counters {
   std::uint64_t tokens_matched = 0;  // tokens that binds found in the tree: the sum of the next three
   std::uint64_t tokens_adopted = 0;  // on pages that the slot mapped already
   std::uint64_t tokens_aliased = 0;  // on pages that were mapped for it
-  std::uint64_t tokens_copied = 0;   // copied, as a tail
+  std::uint64_t tokens_copied = 0;   // copied, as a tail, or moved to pages that the slot mapped already
   std::uint64_t pages_created = 0;
   std::uint64_t pages_released = 0;    // given back to the driver
   std::uint64_t creations_failed = 0;  // for lack of memory
@@ -43,6 +43,7 @@ struct Counters {
   std::uint64_t pages_mapped = 0;
   std::uint64_t pages_unmapped = 0;  // taken out of a mapping or replaced in it
   std::uint64_t guards_mapped = 0;   // those mapped only so that what lies behind a sequence can be read
+  std::uint64_t pages_moved = 0;     // contents that went to another page, so that a mapping could stay
   std::uint64_t tails_extended = 0;  // partly filled pages that a bind went on filling in place
   std::uint64_t tails_copied = 0;    // partly filled pages that a bind copied
   std::uint64_t nodes_evicted = 0;
@@ -65,9 +66,9 @@ class KVCache {
   // slots: virtual tensors, the padding slot 0 included. slot_tokens: the longest sequence a slot must hold.
   // budget: pages for sequences; one more backs token 0 of slot 0 from the start, so that kernels may read and write
   // it as padding. mapping_limit: 0 takes the driver's. block_tokens: tokens of a block, for those who are told what
-  // the tree holds; 0 for no blocks.
+  // the tree holds; 0 for no blocks. move_pages: move contents rather than map pages, where either would do.
   KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-          PageId budget, std::size_t mapping_limit, std::size_t block_tokens);
+          PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages);
   ~KVCache();
 
   struct Match {
@@ -197,13 +198,20 @@ class KVCache {
     std::uint64_t last_forward = 0;
     std::uint64_t guard_reader = 0;    // the last forward that reads behind its tokens
     std::uint64_t seen = 0;            // the growth that looked at it last
-    std::list<SlotId>::iterator idle;  // place in idle_, while idle
+    std::list<SlotId>::iterator idle;  // while idle: place in idle_, or in unmapped_
+    bool unmapped = false;             // in the latter
   };
   // A fresh page for each of these indices: claimed where the slot maps a free one, else taken.
   struct Fresh {
     SlotId slot;
     std::size_t index;
     PageId page = kNoPage;
+  };
+  // A move, and what it is for: that fresh page `at` can be the one mapped there, or page `at` of the path bound to.
+  struct Planned {
+    Move move;
+    bool of_path;
+    std::size_t at;
   };
 
   struct Expected;  // of a page, as the checker counts it
@@ -213,6 +221,7 @@ class KVCache {
   void check_mappings() const;
   const Slot& live(SlotId slot) const;
   bool fits(const Node* node, std::size_t total_tokens) const;
+  void require_idle_slot() const;
   SlotId choose_slot(const Node* node) const;
   bool create_page();
   void create_pages(std::size_t pages);
@@ -220,6 +229,8 @@ class KVCache {
   bool free_pages(std::size_t pages);
   void require(std::size_t pages);
   void acquire(std::vector<Fresh>& fresh);
+  bool plan_move_here(SlotId slot, std::size_t index, PageId page);
+  std::size_t make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path);
   void give_back(const std::vector<Fresh>& fresh);
   void clear_created(const std::vector<Fresh>& fresh);
   void touch(PageId page);
@@ -233,6 +244,7 @@ class KVCache {
   std::vector<bool> mapped_in_flight() const;
   std::size_t room_for_mappings() const;
   void make_idle(SlotId slot);
+  void forget_idle(SlotId slot);
 
   mutable std::mutex mutex_;
   std::unique_ptr<TimedDriver> driver_;
@@ -242,19 +254,25 @@ class KVCache {
   Arena arena_;
   RadixTree tree_;
   std::vector<Slot> slots_;
-  std::list<SlotId> idle_;  // first the slots that share nothing with the tree, then by the time of their release
+  // Idle slots that map something: first those that share nothing with the tree, then by the time of their release.
+  std::list<SlotId> idle_;
+  std::list<SlotId> unmapped_;                     // those that were never bound, or have been shed
   std::multimap<std::uint64_t, SlotId> draining_;  // by the forward that each waits for
   std::size_t live_tokens_ = 0;                    // of live slots, not recorded
   SlotId live_slots_ = 0;
   std::uint64_t begun_ = 0;
   std::uint64_t completed_ = 0;
   std::uint64_t growths_ = 0;
+  std::uint64_t choices_ = 0;  // binds and growths that chose what to move
+  bool move_pages_;
   std::uint64_t retry_at_ = 0;  // the forward from which on it is tried again to create a page that is withheld
   Counters counters_;
   struct {
     std::vector<PageId> path;
     std::vector<Fresh> fresh;
     std::vector<Change> changes;
+    std::vector<Planned> planned;
+    std::vector<Move> moves;
     std::vector<std::int32_t> rows;  // by slot
     std::vector<SharePlan::Member> members;
   } scratch_;  // of the bind, growth or plan under way; kept for its memory

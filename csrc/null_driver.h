@@ -29,6 +29,7 @@ class NullDriver final : public Driver {
   void map(std::span<const MapOperation> /*operations*/) override {}
   void unmap(std::uintptr_t /*address*/) override {}
   void copy(std::uintptr_t /*destination*/, PageId /*source*/, std::size_t /*bytes*/) override {}
+  void move(std::span<const Move> /*moves*/) override {}
   std::size_t physical_bytes() const override { return 0; }
 
  private:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <utility>
 
 #include "errors.h"
 
@@ -39,6 +40,19 @@ void PagePool::destroy(PageId page) {
   --created_;
   destroyed_.push_back(page);
   std::push_heap(destroyed_.begin(), destroyed_.end(), std::greater<>());
+}
+
+void PagePool::exchange(PageId a, PageId b) {
+  Page& one = pages_[a];
+  Page& other = pages_[b];
+  std::swap(one.holders, other.holders);
+  std::swap(one.pins, other.pins);
+  std::swap(one.recorded, other.recorded);
+  std::swap(one.writer, other.writer);
+  std::swap(one.live, other.live);
+  std::swap(one.deepest, other.deepest);
+  std::swap(one.index, other.index);
+  one.cleared = other.cleared = true;
 }
 
 }  // namespace vt

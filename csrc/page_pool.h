@@ -22,11 +22,19 @@
 
 namespace vt {
 
+struct Node;
+
 struct Page {
   std::uint32_t holders = 0;   // tree nodes and live requests that own it (invariant 3)
   std::uint32_t pins = 0;      // those of them that forbid eviction: live requests and locked nodes
   std::uint32_t recorded = 0;  // bytes, from the page's start, that tree nodes use
   SlotId writer = kNoSlot;     // the one slot that may write past `recorded` (invariant 4)
+  std::uint32_t live = 0;      // holders that are live requests
+  // The deepest tree node that holds it, and which of a sequence's pages it is there. The nodes that hold a page lie on
+  // one path.
+  Node* deepest = nullptr;
+  std::uint32_t index = 0;
+  std::uint64_t chosen = 0;  // the bind or growth that has set its content to be moved, or not to be, last
   bool created = false;
   bool cleared = false;       // its memory was filled with zeros since it was created
   std::uint64_t touched = 0;  // the forward ahead of which the driver was last told to copy or clear it
@@ -58,6 +66,17 @@ class PagePool {
   void hold(PageId page, bool pinned);
   // The last drop frees the page.
   void drop(PageId page, bool pinned);
+  // The same of a live request.
+  void hold_live(PageId page) {
+    hold(page, true);
+    ++pages_[page].live;
+  }
+  void drop_live(PageId page) {
+    --pages_[page].live;
+    drop(page, true);
+  }
+  // Makes each page what the other was, content apart: held by whom, or taken. Both are written now.
+  void exchange(PageId a, PageId b);
   void pin(PageId page);
   void unpin(PageId page);
 
@@ -65,6 +84,7 @@ class PagePool {
   void destroy(PageId page);
   // The page that has been free longest, kNoPage if none is free.
   PageId oldest_free() const { return free_head_; }
+  PageId newest_free() const { return free_tail_; }
   PageId next_free(PageId page) const { return pages_[page].next; }
 
   Page& operator[](PageId page) { return pages_[page]; }
@@ -177,6 +197,7 @@ inline void PagePool::drop(PageId page, bool pinned) {
   --held_;
   it.recorded = 0;
   it.writer = kNoSlot;
+  it.deepest = nullptr;
   append(page);
 }
 

@@ -108,8 +108,10 @@ RadixTree::Recorded RadixTree::record(Node* from, std::span<const Token> tokens,
       const PageId id = pages[index];
       const std::size_t tail = index + 1 == last ? geometry_.tail_bytes(leaf->end) : 0;
       pool_.hold(id, false);
-      pool_[id].recorded =
-          std::max(pool_[id].recorded, static_cast<std::uint32_t>(tail == 0 ? geometry_.page_bytes : tail));
+      Page& page = pool_[id];
+      page.recorded = std::max(page.recorded, static_cast<std::uint32_t>(tail == 0 ? geometry_.page_bytes : tail));
+      page.deepest = leaf;  // the request wrote the page, so that who else holds it stands above
+      page.index = static_cast<std::uint32_t>(index);
       leaf->pages.push_back(id);
     }
     node->children.put(leaf->first, leaf);
@@ -164,8 +166,14 @@ Node* RadixTree::split(Node* node, std::size_t count) {
   const auto upper_pages = static_cast<std::ptrdiff_t>(geometry_.pages_for(upper->end) - first);
   upper->pages.assign(node->pages.begin(), node->pages.begin() + upper_pages);
   node->pages.erase(node->pages.begin(), node->pages.begin() + static_cast<std::ptrdiff_t>(border - first));
+  for (const PageId page : upper->pages)
+    if (pool_[page].deepest == node) pool_[page].deepest = upper;
   // Both parts hold a page that they share.
-  if (geometry_.tail_bytes(upper->end) != 0) pool_.hold(node->pages.front(), node->locks > 0);
+  if (geometry_.tail_bytes(upper->end) != 0) {
+    Page& border_page = pool_[node->pages.front()];
+    pool_.hold(node->pages.front(), node->locks > 0);
+    if (border_page.deepest == upper) border_page.deepest = node;
+  }
 
   node->parent->children.put(node->first, upper);
   upper->first = node->first;
@@ -219,7 +227,9 @@ std::optional<RadixTree::Evicted> RadixTree::evict_oldest() {
   Node* parent = leaf->parent;
   const PageId free_before = pool_.free();
   for (const PageId page : leaf->pages) {
-    pool_[page].recorded = recorded_above(leaf, page);
+    Node* holder = holder_above(leaf, page);
+    pool_[page].recorded = holder == nullptr ? 0 : static_cast<std::uint32_t>(geometry_.tail_bytes(holder->end));
+    pool_[page].deepest = holder;
     pool_.drop(page, false);
   }
   const Evicted evicted{leaf->tokens.size(), pool_.free() - free_before};
@@ -257,15 +267,15 @@ void RadixTree::prefetch_evictions(const Node* leaf) const {
   for (const PageId page : first->pages) pool_.prefetch(page);
 }
 
-// Bytes of a leaf's page that its ancestors use too, which only the first can have: it is the page on which they end
-// and which was extended in place. Not always the parent: where the extending request found that another had recorded
-// its next tokens, from other pages, it recorded only what comes after them.
-std::uint32_t RadixTree::recorded_above(const Node* leaf, PageId page) const {
-  if (page != leaf->pages.front()) return 0;
+// The deepest ancestor of a leaf that holds a page of it too, which can only be the leaf's first: the page on which the
+// ancestor ends and which was extended in place. Not always the parent: where the extending request found that another
+// had recorded its next tokens, from other pages, it recorded only what comes after them.
+Node* RadixTree::holder_above(const Node* leaf, PageId page) const {
+  if (page != leaf->pages.front()) return nullptr;
   const std::size_t index = geometry_.page_of(leaf->start());
-  for (const Node* node = leaf->parent; !node->is_root() && geometry_.pages_for(node->end) > index; node = node->parent)
-    if (node->pages.back() == page) return static_cast<std::uint32_t>(geometry_.tail_bytes(node->end));
-  return 0;
+  for (Node* node = leaf->parent; !node->is_root() && geometry_.pages_for(node->end) > index; node = node->parent)
+    if (node->pages.back() == page) return node;
+  return nullptr;
 }
 
 void RadixTree::clear() {
@@ -295,6 +305,37 @@ void RadixTree::list_remove(Node* node) {
   (node->older == nullptr ? oldest_ : node->older->newer) = node->newer;
   (node->newer == nullptr ? newest_ : node->newer->older) = node->older;
   node->older = node->newer = nullptr;
+}
+
+// ---- moving contents
+
+bool RadixTree::movable(PageId page, SlotId slot) const {
+  const Page& it = pool_[page];
+  if (it.holders == 0 || it.live > 0 || it.deepest == nullptr) return false;
+  if (it.deepest->idle_slots == 0) return true;
+  if (it.deepest->idle_slots > 1 || !attachments_[slot].idle) return false;
+  const Node* node = attachments_[slot].node;
+  while (node != nullptr && node->end > it.deepest->end) node = node->parent;
+  return node == it.deepest;
+}
+
+// Where the nodes that hold a page name it: all on the path to the deepest, those that touch the page's index.
+void RadixTree::collect_places(PageId page, std::vector<PageId*>& places) const {
+  const std::size_t index = pool_[page].index;
+  for (Node* node = pool_[page].deepest; node != nullptr && !node->is_root() && geometry_.pages_for(node->end) > index;
+       node = node->parent) {
+    PageId& place = node->pages[index - geometry_.page_of(node->start())];
+    if (place == page) places.push_back(&place);
+  }
+}
+
+void RadixTree::exchange(PageId a, PageId b) {
+  places_.clear();
+  collect_places(a, places_);
+  const std::size_t of_a = places_.size();
+  collect_places(b, places_);
+  for (std::size_t i = 0; i < places_.size(); ++i) *places_[i] = i < of_a ? b : a;
+  pool_.exchange(a, b);
 }
 
 // ---- blocks
@@ -409,12 +450,12 @@ void RadixTree::add_idle(Node* node, std::int32_t count) {
     Node* parent = node->parent;
     if (parent == nullptr || had == has) continue;
     if (has) {
-      node->idle_next = parent->idle_children;
-      if (node->idle_next != nullptr) node->idle_next->idle_previous = node;
-      parent->idle_children = node;
+      node->idle_previous = parent->last_idle_child;
+      (node->idle_previous == nullptr ? parent->idle_children : node->idle_previous->idle_next) = node;
+      parent->last_idle_child = node;
     } else {
       (node->idle_previous == nullptr ? parent->idle_children : node->idle_previous->idle_next) = node->idle_next;
-      if (node->idle_next != nullptr) node->idle_next->idle_previous = node->idle_previous;
+      (node->idle_next == nullptr ? parent->last_idle_child : node->idle_next->idle_previous) = node->idle_previous;
       node->idle_previous = node->idle_next = nullptr;
     }
   }

@@ -68,8 +68,9 @@ struct Node {
   std::size_t path_pages = 0;   // pages that the nodes from the root to here hold; neighbours' shared ones once
   const std::string* name_space = nullptr;  // of a root
   std::uint32_t idle_slots = 0;             // idle slots attached here or below
-  Node* idle_children = nullptr;            // first child with idle slots
-  Node* idle_previous = nullptr;            // neighbours among the parent's idle children
+  Node* idle_children = nullptr;            // first child with idle slots; the others by when they got theirs
+  Node* last_idle_child = nullptr;
+  Node* idle_previous = nullptr;  // neighbours among the parent's idle children
   Node* idle_next = nullptr;
 
   std::size_t start() const { return end - tokens.size(); }
@@ -135,6 +136,14 @@ class RadixTree {
   std::vector<BlockId> take_removed_blocks();
   std::vector<BlockId> blocks() const;
 
+  // ---- moving contents
+
+  // Whether a page's content may go to another page: no request uses it, and no idle slot but this one may map it in
+  // its place, for a next turn to find.
+  bool movable(PageId page, SlotId slot) const;
+  // Has either page's holders hold the other one.
+  void exchange(PageId a, PageId b);
+
   // ---- slots that were last bound along a path
 
   void attach(SlotId slot, Node* node, bool idle);
@@ -144,7 +153,8 @@ class RadixTree {
   Node* attached(SlotId slot) const { return attachments_[slot].node; }
   // Those that are attached and not idle, as the tree orders them.
   const LiveOrder& live_order() const { return live_order_; }
-  // An idle slot attached where the path to `node` is longest shared; kNoSlot: none shares anything with it.
+  // An idle slot attached where the path to `node` is longest shared; kNoSlot: none shares anything with it. Of those
+  // that do, the one with the least besides, or else the one that is idle for longest.
   SlotId idle_slot_near(const Node* node) const;
   // Called for each idle slot whose last node above a root was evicted.
   std::function<void(SlotId)> on_slot_loose;
@@ -182,7 +192,8 @@ class RadixTree {
   void free_node(Node* node);
   void free_root_if_unused(Node* root);
   Node* split(Node* node, std::size_t count);
-  std::uint32_t recorded_above(const Node* leaf, PageId page) const;
+  Node* holder_above(const Node* leaf, PageId page) const;
+  void collect_places(PageId page, std::vector<PageId*>& places) const;
   void touch(Node* node);
   void list_insert_after(Node* node, Node* older);
   void list_remove(Node* node);
@@ -195,6 +206,7 @@ class RadixTree {
   Geometry geometry_;
   std::size_t block_tokens_;
   std::vector<BlockId> removed_blocks_;
+  std::vector<PageId*> places_;  // of the exchange under way; kept for its memory
   std::vector<std::unique_ptr<Node>> table_;
   std::vector<std::uint32_t> unused_;
   std::unordered_map<std::string, Node*> roots_;

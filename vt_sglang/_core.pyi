@@ -35,8 +35,9 @@ class Counters(TypedDict):
     """Events since the start.
 
     Matched tokens are those that binds found in the tree, and the sum of adopted (on pages that the slot mapped
-    already), aliased (on pages that were mapped for it) and copied ones (as a tail). A token counts where its last byte
-    lies. Every page is a driver call of its own, also in a batch; `driver_ns` is the time spent in them.
+    already), aliased (on pages that were mapped for it) and copied ones (as a tail, or moved to pages that the slot mapped
+    already). A token counts where its last byte lies. Every page is a driver call of its own, also in a batch; copies,
+    which are only put on a stream, are none. `driver_ns` is the time spent in both.
     """
 
     binds: int
@@ -53,6 +54,7 @@ class Counters(TypedDict):
     pages_mapped: int
     pages_unmapped: int
     guards_mapped: int
+    pages_moved: int
     tails_extended: int
     tails_copied: int
     nodes_evicted: int
@@ -119,6 +121,7 @@ class KVCache:
         exportable_pages: bool = False,
         inject_faults: bool = False,
         block_tokens: int = 0,
+        move_pages: bool = False,
     ) -> None:
         """Reserve addresses for `slots` virtual tensors of `slot_tokens` tokens; physical pages come on demand.
 
@@ -139,6 +142,8 @@ class KVCache:
                 registers memory; where the device or the machine does not let them, they are as without.
             inject_faults: enable `inject_fault`.
             block_tokens: tokens of a block, see `new_blocks`; 0 for no blocks.
+            move_pages: whether contents of pages are moved rather than pages mapped, where either would do. With "cuda"
+                that costs a fraction of a mapping, on the host many times as much.
 
         Raises:
             ValueError: a size that cannot be.

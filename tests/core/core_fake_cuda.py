@@ -97,6 +97,7 @@ ENTRY_POINTS = {  # of which one is to fail
     "copy": ("cuMemcpyDtoDAsync", "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess"),
     "release": ("cuMemRelease", "cuMemUnmap"),
     "clear": ("cuMemsetD8Async", "cuCtxPushCurrent"),
+    "move": ("cuLaunchKernel", "cuModuleLoadData", "cuModuleGetFunction", "cuMemMap", "cuCtxPushCurrent"),
 }
 
 
@@ -114,6 +115,7 @@ class CudaWorld(World):
             slot_tokens=24 * self.symbol_tokens,
             budget_pages=self.budget_pages,
             mapping_limit=self.mapping_limit,
+            move_pages=self.move_pages,
         )
 
     def inject(self, cache: KVCache, fault: Fault) -> None:  # noqa: ARG002

@@ -49,8 +49,8 @@ def maybe_faults(*kinds: str) -> st.SearchStrategy[Fault | None]:
     return st.none() | st.tuples(st.sampled_from(kinds), st.integers(0, 7))
 
 
-bind_faults = maybe_faults("create", "create", "map", "copy", "unmap", "clear")  # unmap: where mappings are short
-grow_faults = maybe_faults("create", "create", "map", "unmap", "clear")
+bind_faults = maybe_faults("create", "create", "map", "copy", "unmap", "clear", "move")  # unmap: where mappings are short
+grow_faults = maybe_faults("create", "create", "map", "unmap", "clear", "move")
 trim_faults = maybe_faults("unmap", "release")
 
 
@@ -73,6 +73,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.recorded: set[int] = set()  # every prefix recorded since the last clear
         self.certain: set[int] = set()  # those that no eviction can have taken
         self.evicted = 0
+        self.moved = 0
         self.begun = 0
         self.completed = 0
         self.draining: dict[int, tuple[int, dict[int, int]]] = {}  # slot -> (forward, what it maps)
@@ -111,7 +112,11 @@ class CoreMachine(RuleBasedStateMachine):
 
     def note_evictions(self) -> None:
         """After an eviction only locked paths are sure to be there: those of locks and of what requests share."""
-        evicted = self.cache.counters()["nodes_evicted"]
+        counters = self.cache.counters()
+        evicted = counters["nodes_evicted"]
+        if counters["pages_moved"] != self.moved:
+            self.moved = counters["pages_moved"]
+            self.world.met["contents moved"] += 1
         if evicted != self.evicted:
             self.evicted = evicted
             self.certain = {prefix for lock in self.locks for prefix in lock.hashes}

@@ -22,6 +22,7 @@ class World:
     symbol_tokens: int = 1  # tokens that one drawn symbol stands for, where many tokens fit on a page
     mapping_limit: int = 0
     guard_tokens: int = 0
+    move_pages: bool = False
     met: Counter[str] = field(default_factory=Counter)
 
     def make(self) -> KVCache:
@@ -34,6 +35,7 @@ class World:
             budget_pages=self.budget_pages,
             mapping_limit=self.mapping_limit,
             inject_faults=True,
+            move_pages=self.move_pages,
         )
 
     def inject(self, cache: KVCache, fault: Fault) -> None:

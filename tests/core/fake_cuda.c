@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -108,7 +109,11 @@ static struct {
              {"cuMemUnmap", 0, -1, 0},
              {"cuMemSetAccess", 0, -1, 0},
              {"cuMemcpyDtoDAsync", 0, -1, 0},
-             {"cuMemsetD8Async", 0, -1, 0}};
+             {"cuMemsetD8Async", 0, -1, 0},
+             {"cuModuleLoadData", 0, -1, 0},
+             {"cuModuleUnload", 0, -1, 0},
+             {"cuModuleGetFunction", 0, -1, 0},
+             {"cuLaunchKernel", 0, -1, 0}};
 enum { KINDS = sizeof kinds / sizeof *kinds };
 static _Atomic(const void*) held;  // the kind of calls that wait
 static _Atomic int waiting;
@@ -435,6 +440,57 @@ int cuMemsetD8Async(Address to, unsigned char value, size_t bytes, void* stream)
   NEED_CONTEXT("cuMemsetD8Async");
   NEED(bytes > 0 && readable(to, bytes), "memory set that cannot be accessed");
   memset(at(to), value, bytes);
+  return SUCCESS;
+}
+
+// The one module that is loaded here holds the one kernel that moves pages, and that is what a launch does.
+static int module, function;
+
+int cuModuleLoadData(void** loaded, const void* image) {
+  BEGIN("cuModuleLoadData");
+  NEED_CONTEXT("cuModuleLoadData");
+  NEED(strstr(image, ".entry move_pages(") != NULL, "a module without the kernel");
+  *loaded = &module;
+  return SUCCESS;
+}
+
+int cuModuleUnload(void* loaded) {
+  BEGIN("cuModuleUnload");
+  NEED_CONTEXT("cuModuleUnload");
+  NEED(loaded == &module, "a module that was not loaded");
+  return SUCCESS;
+}
+
+int cuModuleGetFunction(void** found, void* loaded, const char* name) {
+  BEGIN("cuModuleGetFunction");
+  NEED_CONTEXT("cuModuleGetFunction");
+  NEED(loaded == &module && strcmp(name, "move_pages") == 0, "a function that is not in the module");
+  *found = &function;
+  return SUCCESS;
+}
+
+int cuLaunchKernel(void* launched, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                   unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** arguments,
+                   void** extra) {
+  (void)stream;
+  BEGIN("cuLaunchKernel");
+  NEED_CONTEXT("cuLaunchKernel");
+  NEED(launched == &function && extra == NULL && shared_bytes == 0, "a launch of another kernel");
+  NEED(grid_x > 0 && grid_y > 0 && grid_y <= 128 && grid_z == 1, "a grid that cannot be");
+  NEED(block_x > 0 && block_x <= 1024 && block_y == 1 && block_z == 1, "a block that cannot be");
+  const Address(*pairs)[2] = arguments[0];
+  const size_t bytes = *(const unsigned long long*)arguments[1];
+  NEED(bytes > 0 && bytes % 16 == 0, "bytes that are not moved 16 at a time");
+  char* kept = malloc(bytes);
+  for (unsigned i = 0; i < grid_y; ++i) {
+    const Address to = pairs[i][0], from = pairs[i][1] & ~1ull;
+    NEED(to != from && to % 16 == 0 && from % 16 == 0, "a page that is moved to itself, or lies askew");
+    NEED(readable(from, bytes) && readable(to, bytes), "memory moved that cannot be accessed");
+    memcpy(kept, at(to), bytes);
+    memcpy(at(to), at(from), bytes);
+    if (pairs[i][1] & 1) memcpy(at(from), kept, bytes);
+  }
+  free(kept);
   return SUCCESS;
 }
 

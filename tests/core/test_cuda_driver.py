@@ -434,6 +434,7 @@ CUDA_WORLDS = (
     CudaWorld("cuda, tokens straddle pages", token_bytes=1000, guard_tokens=7),
     CudaWorld("cuda, tokens larger than a page", token_bytes=6000, budget_pages=40),
     CudaWorld("cuda, few mappings", token_bytes=1000, mapping_limit=14),
+    CudaWorld("cuda, contents move", token_bytes=1000, guard_tokens=7, move_pages=True),
 )
 
 

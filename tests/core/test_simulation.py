@@ -67,9 +67,9 @@ def test_pages_need_a_size() -> None:
 def test_driver_calls_are_counted_and_timed() -> None:
     cache = KVCache(driver="host", page_bytes=PAGE, token_bytes=1024, slots=3, slot_tokens=64, budget_pages=8)
     before = cache.counters()
-    slot = cache.bind(None, 0, 12)[0]  # three pages are created and mapped, and made zero
+    slot = cache.bind(None, 0, 12)[0]  # three pages are created and mapped
     after = cache.counters()
-    assert after["driver_calls"] - before["driver_calls"] == 9
+    assert after["driver_calls"] - before["driver_calls"] == 6
     assert 0 < after["driver_ns"] - before["driver_ns"] < 10**10
     cache.release(slot)
     cache.bind(None, 0, 12)

@@ -22,6 +22,7 @@ WORLDS = (
     World("many tokens a page", token_bytes=96, symbol_tokens=17),
     World("tokens larger than a page", token_bytes=6000, budget_pages=64),
     World("few mappings", token_bytes=1000, mapping_limit=10),
+    World("contents move", token_bytes=1000, guard_tokens=7, move_pages=True),
 )
 
 
@@ -31,5 +32,6 @@ def test_core_agrees_with_the_model(world: World) -> None:
     assert world.met["steps"] >= min(LEAST_STEPS, STEPS // 2) // len(WORLDS)
     if STEPS >= NORMAL_STEPS and SEED == 0:
         assert set(world.met) >= MUST_BE_MET | MET_UNDER_LIMIT[world.mapping_limit > 0]
+        assert ("contents moved" in world.met) == world.move_pages
         assert sum(name.startswith("failed ") for name in world.met) >= LEAST_FAILURES
     print(f"\n{world.name}: {dict(sorted(world.met.items()))}")
