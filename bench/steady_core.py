@@ -101,6 +101,12 @@ def times(nanoseconds: Sequence[int]) -> dict[str, float]:
     return {"calls": len(nanoseconds), "sum": sum(nanoseconds) / 1e3} | found
 
 
+def returning_bind_us(figures: dict[str, Any]) -> float | None:
+    """p99 of the binds of conversations that return, of the later turns or of the last, whichever is more."""
+    found = [figures["microseconds"].get(name) for name in ("bind, next", "bind, last turn")]
+    return max((it["p99"] for it in found if it is not None), default=None)
+
+
 def result(shape: Shape, steady: Steady, pace: Pace, passes: list[dict[str, Any]]) -> dict[str, Any]:
     """What is kept."""
     return {"cache": asdict(shape), "load": asdict(steady), "pace": asdict(pace), "passes": passes}
@@ -126,9 +132,10 @@ def show(console: Console, found: dict[str, Any]) -> None:
         "waits for forwards": lambda it: f"{it['waits_for_forwards']:,}",
         "prompt tokens": lambda it: f"{it['prompt_tokens']:,}",
         "cached": lambda it: f"{it['cached_tokens'] / it['prompt_tokens']:.2%}",
-        "bind, returning: p50 / p99, us": lambda it: _percentiles(it, "bind, returning"),
-        "bind, new: p50 / p99, us": lambda it: _percentiles(it, "bind, new"),
-        "grow, decode: p50 / p99, us": lambda it: _percentiles(it, "grow, decode"),
+        **{
+            f"{name}: p50 / p99, us": lambda it, name=name: _percentiles(it, name)
+            for name in ("bind, new", "bind, next", "bind, last turn", "grow, decode")
+        },
     }
     for name, text in lines.items():
         table.add_row(name, *(text(it) for it in passes))

@@ -10,11 +10,11 @@ retracted. There is no model: answers are drawn, and a forward takes as long as 
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from steady_causes import Ledger
+from steady_causes import Ledger, Result
 from steady_load import Order, Steady
 
 from vt_sglang._core import KVCache, SlotsBusy
@@ -148,7 +148,8 @@ class Engine:
             return None
         for request, end in batch:
             if request.slot == 0:
-                kind = "bind, returning" if request.turn else "bind, new"
+                last = self._steady.load.turns - 1
+                kind = "bind, new" if request.turn == 0 else "bind, last turn" if request.turn == last else "bind, next"
                 request.slot = self._patiently(kind, lambda request=request, end=end: self._bind(request, end))
                 self.matched_tokens += request.matched
             request.backed = end
@@ -188,7 +189,7 @@ class Engine:
         arrays = self._arrays(requests, ends)
         self._patiently(operation, lambda: self._core.grow(*arrays, guard))
 
-    def _patiently(self, operation: str, call):  # type: ignore[no-untyped-def]
+    def _patiently(self, operation: str, call: Callable[[], Result]) -> Result:
         try:
             return self._ledger.counted(operation, call)
         except SlotsBusy:

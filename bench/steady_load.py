@@ -21,7 +21,8 @@ class Steady:
     """Whether a client that is free goes on with any conversation that waits for its next turn; else it stays with its
     own until that ends, and takes a new one then."""
     passes: int
-    """The last one is measured; those before it bring memory into the state that it keeps."""
+    warm: int
+    """Passes, the first ones, that are not measured: they bring memory into the state that it keeps."""
     seed: int
 
     @property
@@ -39,6 +40,11 @@ class Steady:
     def working_set_tokens(self) -> int:
         """Of all conversations of a pass, the system prompt once."""
         return self.load.system_tokens + self.conversations * self.conversation_tokens
+
+    @property
+    def longest_tokens(self) -> int:
+        """Of a conversation at its end."""
+        return self.load.system_tokens + self.conversation_tokens
 
     def prompt_tokens(self, turn: int) -> int:
         """Of the prompt of a turn, counted from 0."""

@@ -10,8 +10,9 @@ from steady_core import Shape
 from steady_engine import Pace
 from steady_load import Steady
 
+from vt_sglang import machine
 from vt_sglang.config import parse_bytes
-from vt_sglang.layout import Geometry
+from vt_sglang.layout import DEVICE_PAGE_BYTES, Geometry, host_page_bytes
 from vt_sglang.replay import sizes
 
 LOADS: dict[str, dict[str, Any]] = {
@@ -25,7 +26,8 @@ LOADS: dict[str, dict[str, Any]] = {
         "next": 472,
         "output": 128,
         "order": "own",
-        "passes": 3,
+        "passes": 4,
+        "warm": 2,
         "budget_share": 1.0,
     },
     # A working set of 320,000 tokens; half of it, 20 GiB for Llama-3-8B, fits a card of 80 GB twice.
@@ -38,7 +40,8 @@ LOADS: dict[str, dict[str, Any]] = {
         "next": 64,
         "output": 64,
         "order": "random",
-        "passes": 2,
+        "passes": 4,
+        "warm": 1,
         "budget_share": 0.5,
     },
 }
@@ -60,18 +63,19 @@ def add_load(parser: argparse.ArgumentParser, name: str | None = None) -> None:
     group.add_argument("--turn-in", type=positive, metavar="TOKENS", help="said in each later turn")
     group.add_argument("--turn-out", type=positive, metavar="TOKENS", help="of each answer")
     group.add_argument("--order", choices=["own", "random"], help="a client's own conversation, or any that waits")
-    group.add_argument("--passes", type=positive, help="the last one is measured")
+    group.add_argument("--passes", type=positive, help="in all")
+    group.add_argument("--warm", type=natural, metavar="PASSES", help="those of them that are not measured")
     group.add_argument("--seed", type=int, default=0)
 
 
-def add_cache(parser: argparse.ArgumentParser) -> None:
-    """How a core is made without a server."""
+def add_cache(parser: argparse.ArgumentParser, model: str) -> None:
+    """How a core is made without a server. model: the default."""
     group = parser.add_argument_group("cache")
-    group.add_argument("--driver", choices=["none", "host", "cuda"], default="none")
-    group.add_argument("--model", default="llama-3-8b", help="a name, or a folder with a config.json")
+    group.add_argument("--model", default=model, help="a folder; without servers a name will do; default: %(default)s")
+    group.add_argument("--driver", choices=["none", "host", "cuda"], help="default: cuda on a GPU, else none")
     group.add_argument("--kv-dtype", choices=sizes.DTYPE_BYTES, default="bfloat16")
     group.add_argument("--token-bytes", type=positive, help="KV bytes of a token, in place of the model's")
-    group.add_argument("--page-bytes", default="2MiB", metavar="SIZE")
+    group.add_argument("--page-bytes", default="auto", metavar="SIZE", help="default: as a server chooses")
     group.add_argument("--budget", metavar="CAPACITY", help="bytes (20GiB) or tokens (0.2M)")
     group.add_argument("--slots", type=positive, help="virtual tensors for requests; default: two a client")
     group.add_argument("--context", type=positive, metavar="TOKENS", help="of a slot; default: the longest sequence")
@@ -105,27 +109,48 @@ def steady(given: argparse.Namespace) -> Steady:
         given.turn_out or default["output"],
     )
     order = given.order or default["order"]
-    return Steady(load, conversations, order == "random", given.passes or default["passes"], given.seed)
+    warm = default["warm"] if given.warm is None else given.warm
+    passes = given.passes or max(default["passes"], warm + 1)
+    if warm >= passes:
+        raise ValueError(f"--warm: of {passes} passes none would be measured")
+    return Steady(load, conversations, order == "random", passes, warm, given.seed)
 
 
 def shape(given: argparse.Namespace, load: Steady) -> Shape:
     """ValueError (SizeError): it makes no sense."""
     token_bytes = given.token_bytes or sizes.model(given.model, given.kv_dtype).token_bytes
-    page_bytes = parse_bytes(given.page_bytes)
-    longest = load.prompt_tokens(load.load.turns - 1) + load.load.output_tokens
+    driver, page_bytes = memory(given, token_bytes)
+    longest = load.longest_tokens
     if given.context is not None and given.context < longest:
         raise ValueError(f"--context: a conversation comes to {longest:,} tokens")
-    if given.budget is None:
-        budget = int(load.working_set_tokens * LOADS[given.load]["budget_share"]) * token_bytes
-    else:
-        budget = sizes.parse_capacity(given.budget, token_bytes)
+    budget = budget_bytes(given, load, token_bytes)
     pages = budget // page_bytes
     if pages < Geometry(page_bytes, token_bytes).pages_for(longest):
         raise ValueError(f"--budget: {budget:,} bytes do not hold a conversation of {longest:,} tokens")
-    slots = given.slots or 2 * load.load.clients
-    if slots < load.load.clients:
-        raise ValueError(f"--slots: {slots} are too few for {load.load.clients} clients")
-    return Shape(given.driver, page_bytes, token_bytes, slots, given.context or longest, pages)
+    return Shape(driver, page_bytes, token_bytes, slots(given, load), given.context or longest, pages)
+
+
+def budget_bytes(given: argparse.Namespace, load: Steady, token_bytes: int) -> int:
+    """ValueError (SizeError): it makes no sense."""
+    if given.budget is None:
+        return int(load.working_set_tokens * LOADS[given.load]["budget_share"]) * token_bytes
+    return sizes.parse_capacity(given.budget, token_bytes)
+
+
+def slots(given: argparse.Namespace, load: Steady) -> int:
+    """ValueError: too few."""
+    found: int = given.slots or 2 * load.load.clients
+    if found < load.load.clients:
+        raise ValueError(f"--slots: {found} are too few for {load.load.clients} clients")
+    return found
+
+
+def memory(given: argparse.Namespace, token_bytes: int) -> tuple[str, int]:
+    """(driver, bytes of a page). ValueError: no size."""
+    driver: str = given.driver or ("cuda" if machine.gpus().names else "none")
+    if given.page_bytes != "auto":
+        return driver, parse_bytes(given.page_bytes)
+    return driver, DEVICE_PAGE_BYTES if driver == "cuda" else host_page_bytes(token_bytes)
 
 
 def pace(given: argparse.Namespace) -> Pace:
