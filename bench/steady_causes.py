@@ -12,14 +12,20 @@ Result = TypeVar("Result")
 Counts = Mapping[str, int]
 
 CAUSES = {
-    "alias": "a page of the prefix mapped",
+    "alias": "a page of the prefix mapped (reckoned from tokens)",
     "fresh": "a page to write to mapped",
     "guard": "made readable behind the end",
     "created": "a page created",
     "released": "a page given back",
-    "copied": "a tail copied",
-    "other": "pages cleared, and unmapped without another in their place",
+    "other": "made ready to move, or unmapped without another in its place",
 }
+"""Of driver calls."""
+BESIDES = {
+    "replaced": "of the pages mapped, those in place of another, which has to be unmapped",
+    "moved": "pages whose contents were copied or swapped on the device",
+    "tails": "tails copied",
+}
+"""Counted with them, and no calls."""
 ELSEWHERE = "elsewhere"
 """The operation of driver calls that no call of the scheduler made."""
 
@@ -29,21 +35,24 @@ def difference(before: Counts, after: Counts) -> dict[str, int]:
     return {name: count - before.get(name, 0) for name, count in after.items() if isinstance(count, int)}
 
 
-def by_cause(counted: Counts) -> dict[str, int]:
-    """Driver calls of a difference of counters by cause, and in `all`; `replaced` says how many of the pages mapped
-    took the place of others, for which a GPU's driver has to unmap as well."""
-    alias = counted["pages_aliased"] - counted["pages_adopted"]
-    guard = counted["guards_mapped"]
+def by_cause(counted: Counts, tokens_a_page: float) -> dict[str, int]:
+    """Driver calls of a difference of counters by cause, their sum as `all`, and what BESIDES has."""
+    guard, mapped, calls = counted["guards_mapped"], counted["pages_mapped"], counted["driver_calls"]
+    alias = min(round(counted["tokens_aliased"] / tokens_a_page), mapped - guard)
     found = {
         "alias": alias,
-        "fresh": counted["pages_mapped"] - alias - guard,
+        "fresh": mapped - alias - guard,
         "guard": guard,
         "created": counted["pages_created"] + counted["creations_failed"],
         "released": counted["pages_released"],
-        "copied": counted["tails_copied"],
     }
-    calls = counted["driver_calls"]
-    return found | {"other": calls - sum(found.values()), "all": calls, "replaced": counted["pages_unmapped"]}
+    return found | {
+        "other": calls - sum(found.values()),
+        "all": calls,
+        "replaced": counted["pages_unmapped"],
+        "moved": counted["pages_moved"],
+        "tails": counted["tails_copied"],
+    }
 
 
 class Ledger:
@@ -51,6 +60,7 @@ class Ledger:
 
     def __init__(self, core: KVCache) -> None:
         self._core = core
+        self._tokens_a_page = core.page_bytes / core.token_bytes
         self.begin()
 
     def begin(self) -> None:
@@ -72,8 +82,8 @@ class Ledger:
         before = self._read()
         result = self.timed(operation, call, *arguments)
         after = self._read()
-        if after["driver_calls"] != before["driver_calls"]:
-            made = by_cause(difference(before, after))
+        if any(after[name] != before[name] for name in ("driver_calls", "pages_moved")):
+            made = by_cause(difference(before, after), self._tokens_a_page)
             known = self._calls.setdefault(operation, dict.fromkeys(made, 0))
             for cause, calls in made.items():
                 known[cause] += calls
@@ -85,10 +95,10 @@ class Ledger:
 
     def causes(self) -> dict[str, dict[str, int]]:
         """Driver calls by operation and cause, those that nothing here made among them."""
-        everything = by_cause(self.counters())
+        everything = by_cause(self.counters(), self._tokens_a_page)
         own = {cause: sum(made[cause] for made in self._calls.values()) for cause in everything}
         rest = {cause: calls - own[cause] for cause, calls in everything.items()}
-        return {**self._calls, **({ELSEWHERE: rest} if rest["all"] else {}), "all": everything}
+        return {**self._calls, **({ELSEWHERE: rest} if rest["all"] or rest["moved"] else {}), "all": everything}
 
     def _read(self) -> dict[str, Any]:
         return dict(self._core.counters())

@@ -93,7 +93,7 @@ def _start(core: KVCache, ids: "array[int]", guard: int) -> tuple[int, int, dict
             "pages_shared": shared,
             "pages_mapped": mapped,
             "driver_ns": counted["driver_ns"],
-            "causes": by_cause(counted),
+            "causes": by_cause(counted, core.page_bytes / core.token_bytes),
             "ns": spent,
         },
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from steady_causes import CAUSES, Ledger
+from steady_causes import BESIDES, CAUSES, Ledger
 from steady_engine import Engine, Pace
 from steady_load import Order, Steady
 
@@ -31,7 +31,8 @@ class Shape:
     """Virtual tensors for requests."""
     slot_tokens: int
     budget_pages: int
-    device: int = 0
+    move_pages: bool
+    """Whether contents are moved where mapping would cost more."""
 
     def make(self) -> KVCache:
         """ValueError, DriverError: it cannot be."""
@@ -42,7 +43,7 @@ class Shape:
             slots=self.slots + 1,
             slot_tokens=self.slot_tokens,
             budget_pages=self.budget_pages,
-            device=self.device,
+            move_pages=self.move_pages,
         )
 
 
@@ -86,6 +87,7 @@ def _figures(core: KVCache, steady: Steady, engine: Engine, ledger: Ledger, seco
         "steps": engine.steps,
         "waits_for_forwards": engine.waits_for_forwards,
         "driver_calls_per_1000_tokens": 1e3 * counters["driver_calls"] / (prompts + outputs),
+        "pages_moved_per_1000_tokens": 1e3 * counters["pages_moved"] / (prompts + outputs),
         "driver_share": counters["driver_ns"] / 1e9 / seconds,
         "core_share": sum(map(sum, ledger.nanoseconds.values())) / 1e9 / seconds,
         "counters": counters,
@@ -118,12 +120,14 @@ def show(console: Console, found: dict[str, Any]) -> None:
     cache, steady = found["cache"], found["load"]
     console.print(
         f"{steady['conversations']} conversations of {steady['load']['turns']} turns, {steady['load']['clients']} at a "
-        f"time; {cache['budget_pages']:,} pages, {cache['slots']} slots, driver {cache['driver']}",
+        f"time; {cache['budget_pages']:,} pages, {cache['slots']} slots, driver {cache['driver']}, "
+        f"pages {'moved' if cache['move_pages'] else 'mapped'}",
         highlight=False,
     )
     table = Table("", *(f"pass {number}" for number in range(1, len(passes) + 1)))
     lines = {
         "driver calls per 1,000 tokens": lambda it: f"{it['driver_calls_per_1000_tokens']:.4f}",
+        "pages moved per 1,000 tokens": lambda it: f"{it['pages_moved_per_1000_tokens']:.4f}",
         "driver, ms": lambda it: f"{it['counters']['driver_ns'] / 1e6:,.2f}",
         "driver, of the time": lambda it: f"{it['driver_share']:.2%}",
         "core, of the time": lambda it: f"{it['core_share']:.2%}",
@@ -145,11 +149,12 @@ def show(console: Console, found: dict[str, Any]) -> None:
             table.add_row(name, *(f"{it['counters'][name]:,}" for it in passes))
     console.print(table)
     last = passes[-1]
-    causes = Table("driver calls, last pass", *CAUSES, "all", "of it replaced")
+    columns = (*CAUSES, "all", *BESIDES)
+    causes = Table("driver calls, last pass", *columns)
     for operation, made in last["causes"].items():
-        causes.add_row(operation, *(f"{made[it]:,}" for it in (*CAUSES, "all", "replaced")))
+        causes.add_row(operation, *(f"{made[it]:,}" for it in columns))
     console.print(causes)
-    console.print(*(f"{name}: {text}." for name, text in CAUSES.items()), style="dim", highlight=False)
+    console.print(*(f"{name}: {text}." for name, text in (CAUSES | BESIDES).items()), style="dim", highlight=False)
     spent = Table("core's calls, last pass", "calls", "p50, us", "p99, us", "max, us", "sum, ms")
     for name, it in last["microseconds"].items():
         spent.add_row(name, f"{it['calls']:,}", *(f"{it[f'p{p}']:,.1f}" for p in PERCENTS), f"{it['sum'] / 1e3:,.1f}")

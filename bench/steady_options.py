@@ -79,6 +79,7 @@ def add_cache(parser: argparse.ArgumentParser, model: str) -> None:
     group.add_argument("--budget", metavar="CAPACITY", help="bytes (20GiB) or tokens (0.2M)")
     group.add_argument("--slots", type=positive, help="virtual tensors for requests; default: two a client")
     group.add_argument("--context", type=positive, metavar="TOKENS", help="of a slot; default: the longest sequence")
+    group.add_argument("--map-pages", action="store_true", help="map pages where a GPU's server would move contents")
     group.add_argument("--guard", type=natural, default=192, metavar="TOKENS", help="read behind prompts; FA3's 192")
 
 
@@ -127,7 +128,14 @@ def shape(given: argparse.Namespace, load: Steady) -> Shape:
     pages = budget // page_bytes
     if pages < Geometry(page_bytes, token_bytes).pages_for(longest):
         raise ValueError(f"--budget: {budget:,} bytes do not hold a conversation of {longest:,} tokens")
-    return Shape(driver, page_bytes, token_bytes, slots(given, load), given.context or longest, pages)
+    return Shape(
+        driver, page_bytes, token_bytes, slots(given, load), given.context or longest, pages, moves(given, driver)
+    )
+
+
+def moves(given: argparse.Namespace, driver: str) -> bool:
+    """Whether contents are moved: as a server does, and with the driver "none" as on a GPU."""
+    return driver != "host" and not given.map_pages
 
 
 def budget_bytes(given: argparse.Namespace, load: Steady, token_bytes: int) -> int:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from serve_run import MeasuringError
 from steady_causes import by_cause, difference
-from steady_serve import vtensor_counters
+from steady_serve import vtensor_state
 
 from vt_sglang.chat.client import Answer, Client, RequestError
 from vt_sglang.chat.launch import Launch
@@ -78,13 +78,14 @@ async def _round(server: Server, plan: Plan, number: int) -> dict[str, Any]:
     async with Client(server.url, plan.timeout_s) as client:
 
         async def ask(kind: str) -> None:
-            before = await vtensor_counters(server)
+            before = await vtensor_state(server)
             answer = await client.generate(prefix + ids(plan.own), 2)
-            after = await vtensor_counters(server)
+            after = await vtensor_state(server)
             figures[kind] = {"ttft_ms": answer.ttft_ms, "cached_tokens": answer.cached_tokens}
             if before is not None and after is not None:
-                counters = difference(before, after)
-                figures[kind] |= {"driver_ms": counters["driver_ns"] / 1e6, "causes": by_cause(counters)}
+                counters = difference(before["counters"], after["counters"])
+                causes = by_cause(counters, after["page_bytes"] / after["token_bytes"])
+                figures[kind] |= {"driver_ms": counters["driver_ns"] / 1e6, "causes": causes}
             if answer.cached_tokens < plan.prefix and kind != "computed":
                 raise MeasuringError(
                     f"{server.launch.name}: {answer.cached_tokens:,} of {plan.prefix:,} tokens of the prefix were "
@@ -116,7 +117,8 @@ def summary(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if "driver_ms" in own[0]["cold"]:
             for kind in KINDS:
                 found[side][f"{kind}_driver_ms"] = statistics.median(it[kind]["driver_ms"] for it in own)
-                found[side][f"{kind}_driver_calls"] = statistics.median(it[kind]["causes"]["all"] for it in own)
+                for name, cause in (("driver_calls", "all"), ("pages_moved", "moved")):
+                    found[side][f"{kind}_{name}"] = statistics.median(it[kind]["causes"][cause] for it in own)
     return found
 
 

@@ -85,29 +85,30 @@ async def measure(plan: Plan, measured: Measured, console: Console) -> None:
 
 async def one_pass(server: Server, plan: Plan, number: int) -> dict[str, Any]:
     """Play a pass on a server that has whatever the passes before left in it."""
-    before = await vtensor_counters(server)
+    before = await vtensor_state(server)
     async with Client(server.url, plan.timeout_s) as client:
         played = await play(client, plan.steady, plan.vocabulary, number)
-    after = await vtensor_counters(server)
+    after = await vtensor_state(server)
     figures = {"seconds": played.seconds} | asdict(summarize(played))
     figures["errors"] = sorted({it.error for it in played.requests if it.error is not None})
     if before is None or after is None:
         return figures
-    counters = difference(before, after)
+    counters = difference(before["counters"], after["counters"])
     tokens = figures["prompt_tokens"] + figures["output_tokens"]
     return figures | {
         "counters": counters,
-        "causes": by_cause(counters),
+        "causes": by_cause(counters, after["page_bytes"] / after["token_bytes"]),
         "driver_calls_per_1000_tokens": 1e3 * counters["driver_calls"] / tokens if tokens else None,
+        "pages_moved_per_1000_tokens": 1e3 * counters["pages_moved"] / tokens if tokens else None,
         "shares": {name: spent / 1e9 / played.seconds for name, spent in counters.items() if name.endswith("_ns")},
     }
 
 
-async def vtensor_counters(server: Server) -> dict[str, int] | None:
-    """The core's counters; None if the server has none."""
+async def vtensor_state(server: Server) -> dict[str, Any] | None:
+    """What a server tells of its virtual tensors; None if it has none."""
     info = await server.info() or {}
     found = (info.get("internal_states") or [{}])[0].get("vtensor")
-    return None if found is None or "driver_calls" not in found["counters"] else dict(found["counters"])
+    return None if found is None or "driver_calls" not in found["counters"] else dict(found)
 
 
 async def play(client: Client, steady: Steady, vocabulary: int, number: int) -> Played:
@@ -165,6 +166,7 @@ def drivers(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "driver_calls_per_1000_tokens": max(it["driver_calls_per_1000_tokens"] for it in passes),
         "share": max(sum(it["shares"][name] for name in waits) for it in passes),
         "share_of": waits,
+        "pages_moved_per_1000_tokens": max(it["pages_moved_per_1000_tokens"] for it in passes),
         "counters": counters,
-        "causes": by_cause(counters),
+        "causes": {cause: sum(it["causes"][cause] for it in passes) for cause in passes[0]["causes"]},
     }

@@ -33,10 +33,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reserve", type=positive, default=RESERVED_TOKENS, metavar="TOKENS", help=argparse.SUPPRESS)
 
 
+def ensure_model(given: argparse.Namespace) -> None:
+    """Make the toy model, if that is what is used. OSError: it cannot be made."""
+    if Path(given.model) == TOY_MODEL:
+        toy_model.ensure(TOY_MODEL)
+
+
 def launches(
     given: argparse.Namespace, *, longest_tokens: int, total_tokens: int, requests: int, stock: bool
 ) -> Sequence[Launch]:
-    """What to start; the folder for logs and the toy model are made.
+    """What to start; the folder for logs is made.
 
     Args:
         longest_tokens: of a sequence.
@@ -67,7 +73,5 @@ def launches(
         extra=("--sleep-on-idle", *split_words("--server-args", given.server_args)),
     )
     given.logs.mkdir(parents=True, exist_ok=True)
-    if Path(given.model) == TOY_MODEL:
-        toy_model.ensure(TOY_MODEL)
     made = [launch.named(name, options, arguments) for name, arguments in sides.items()]
     return [replace(it, environment=it.environment | INSTALLED_ALONE) for it in made]
