@@ -12,6 +12,7 @@ import steady
 import steady_causes
 import steady_core
 import steady_options
+import tables
 from serve_load import Load
 from steady_load import Order, Steady
 
@@ -142,6 +143,22 @@ def test_with_memory_for_all_every_turn_goes_on_where_the_last_one_ended(monkeyp
     assert it["cached_tokens"] >= 7 * (54 + 79) + 4 * 30
     assert it["counters"]["tails_extended"] >= 14
     assert it["counters"]["nodes_evicted"] == 0
+
+
+def test_the_table_of_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    core(monkeypatch, "--load", "returning", "--driver", "host", "--passes", "2", "--budget", "500")
+    monkeypatch.setattr(tables, "RESULTS", Path())
+    Path("result.json").rename("steady-core.json")
+    text = tables._table("steady-core")
+    it = json.loads(Path("steady-core.json").read_text())["results"]["core"]["passes"][1]
+    assert text.startswith("<!-- steady-core -->\n`python bench/steady.py core --clients 3")
+    assert "On the core alone (host driver, 7 pages of 0.00390625 MiB, 6 slots). 7 conversations a pass, 3 at a" in text
+    assert (
+        f"|  | pass 2 |\n| --- | --- |\n| driver calls per 1,000 tokens | {it['driver_calls_per_1000_tokens']:.4f} |"
+        in text
+    )
+    assert f"| pages mapped | {it['counters']['pages_mapped']:,} |" in text
+    assert "| core: driver calls per 1,000 tokens | " in text
 
 
 def test_calls_that_nobody_made_are_told() -> None:
