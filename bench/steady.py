@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         options.add_load(loads[-1], name)
         options.add_cache(loads[-1], str(TOY_MODEL))
         steady_servers.add(loads[-1])
+        loads[-1].add_argument("--together", action="store_true", help="all servers side by side, at work by turns")
     for case in (core, *loads):
         options.add_pace(case)
         case.add_argument("--check", action="store_true", help="prove the core's invariants after each pass")
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     cold.add_argument("--rounds", type=positive, default=5, help="on a server; default: %(default)s")
     cold.add_argument("--settle", type=_seconds, default=0.0, metavar="SECONDS", help="between binds on the core")
     cold.add_argument("--seed", type=int, default=0)
-    options.add_cache(cold, str(TOY_MODEL))
+    options.add_cache(cold, str(TOY_MODEL), sized=False)
     steady_servers.add(cold)
     for case in (core, *loads, cold):
         case.add_argument("--json", type=Path)

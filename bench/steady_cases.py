@@ -84,7 +84,7 @@ def cold(given: argparse.Namespace, console: Console) -> dict[str, Any]:
                 given,
                 longest_tokens=longest,
                 total_tokens=(given.rounds + 2) * (longest + 2 * given.turn_in),  # no page is used for two rounds
-                requests=given.slots or given.repeats + 3,
+                requests=given.rounds + 3,
                 stock=False,
             ),
             given.prefix,
@@ -102,8 +102,9 @@ def cold(given: argparse.Namespace, console: Console) -> dict[str, Any]:
         geometry = Geometry(page_bytes, token_bytes)
         requests = 2 * given.repeats + 4
         pages = geometry.pages_for(given.prefix) + requests * (geometry.pages_for(given.turn_in) + 2)
-        slots = max(given.slots or 0, given.repeats + 3)
-        shape = steady_core.Shape(driver, page_bytes, token_bytes, slots, longest, pages, options.moves(given, driver))
+        shape = steady_core.Shape(
+            driver, page_bytes, token_bytes, given.repeats + 3, longest, pages, options.moves(given, driver)
+        )
         on_core = steady_cold.measure(
             shape,
             prefix=given.prefix,

@@ -30,13 +30,13 @@ LOADS: dict[str, dict[str, Any]] = {
         "warm": 2,
         "budget_share": 1.0,
     },
-    # A working set of 320,000 tokens; half of it, 20 GiB for Llama-3-8B, fits a card of 80 GB twice.
+    # A working set of 288,000 tokens; half of it, 17.6 GiB for Llama-3-8B, fits a card of 80 GB twice.
     "returning": {
         "clients": 64,
         "conversations": 500,
-        "turns": 4,
+        "turns": 3,
         "system": 0,
-        "first": 192,
+        "first": 256,
         "next": 64,
         "output": 64,
         "order": "random",
@@ -68,17 +68,23 @@ def add_load(parser: argparse.ArgumentParser, name: str | None = None) -> None:
     group.add_argument("--seed", type=int, default=0)
 
 
-def add_cache(parser: argparse.ArgumentParser, model: str) -> None:
-    """How a core is made without a server. model: the default."""
+def add_cache(parser: argparse.ArgumentParser, model: str, *, sized: bool = True) -> None:
+    """How a core is made without a server.
+
+    Args:
+        model: the default.
+        sized: whether its size is for the user to say.
+    """
     group = parser.add_argument_group("cache")
     group.add_argument("--model", default=model, help="a folder; without servers a name will do; default: %(default)s")
     group.add_argument("--driver", choices=["none", "host", "cuda"], help="default: cuda on a GPU, else none")
     group.add_argument("--kv-dtype", choices=sizes.DTYPE_BYTES, default="bfloat16")
     group.add_argument("--token-bytes", type=positive, help="KV bytes of a token, in place of the model's")
     group.add_argument("--page-bytes", default="auto", metavar="SIZE", help="default: as a server chooses")
-    group.add_argument("--budget", metavar="CAPACITY", help="bytes (20GiB) or tokens (0.2M)")
-    group.add_argument("--slots", type=positive, help="virtual tensors for requests; default: two a client")
-    group.add_argument("--context", type=positive, metavar="TOKENS", help="of a slot; default: the longest sequence")
+    if sized:
+        group.add_argument("--budget", metavar="CAPACITY", help="bytes (20GiB) or tokens (0.2M); servers too")
+        group.add_argument("--slots", type=positive, help="for requests; servers too; default: two a client")
+        group.add_argument("--context", type=positive, metavar="TOKENS", help="default: the longest sequence")
     group.add_argument("--map-pages", action="store_true", help="map pages where a GPU's server would move contents")
     group.add_argument("--guard", type=natural, default=192, metavar="TOKENS", help="read behind prompts; FA3's 192")
 

@@ -21,13 +21,13 @@ STOCK = {"cuda": "stock-fa3=--attention-backend fa3", "cpu": "stock-torch=--atte
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    """Which servers, and what they get."""
     group = parser.add_argument_group("servers")
     group.add_argument("--no-server", action="store_true", help="the core alone")
     group.add_argument("--no-core", action="store_true", help="servers alone")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument("--side", action="append", metavar="NAME=ARGUMENTS", help="SGLang's launch arguments")
     group.add_argument("--server-args", default="", metavar="ARGUMENTS", help="for all; a single one after `=`")
-    group.add_argument("--together", action="store_true", help="all servers side by side, at work by turns")
     group.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="for a start, or one answer")
     group.add_argument("--logs", type=Path, default=Path("report"), metavar="FOLDER")
     group.add_argument("--reserve", type=positive, default=RESERVED_TOKENS, metavar="TOKENS", help=argparse.SUPPRESS)

@@ -34,9 +34,10 @@ def _load(load: dict[str, Any]) -> str:
     shape = load["load"]
     order = "in a random order" if load["random_order"] else "each client its own"
     return (
-        f"{load['conversations']:,} conversations a pass, {shape['clients']} at a time, {order}: {shape['turns']} "
-        f"turns of {shape['first_tokens']} and then {shape['next_tokens']} tokens, answers of {shape['output_tokens']}, "
-        f"system prompt of {shape['system_tokens']:,}; the first {load['warm']} of {load['passes']} passes are not measured"
+        f"{load['conversations']:,} conversations a pass, {shape['clients']} at a time, {order}: "
+        f"{shape['turns']} turns of {shape['first_tokens']} and then {shape['next_tokens']} tokens, answers of "
+        f"{shape['output_tokens']}, system prompt of {shape['system_tokens']:,}; the first {load['warm']} of "
+        f"{load['passes']} passes are not measured"
     )
 
 
