@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from steady_causes import BESIDES, CAUSES, Ledger
 from steady_engine import Engine, Pace
-from steady_load import Order, Steady
+from steady_load import Played, Steady
 
 from vt_sglang._core import KVCache
 from vt_sglang.chat.stats import percentile
@@ -58,29 +58,30 @@ def replay(shape: Shape, steady: Steady, pace: Pace, *, check: bool = False) -> 
     """
     core = shape.make()
     ledger = Ledger(core)
-    engine = Engine(core, steady, pace, ledger)
+    engine = Engine(core, pace, ledger)
     passes = []
     for number in range(steady.passes):
-        conversations = [steady.whole(VOCABULARY, number, it) for it in range(steady.conversations)]
-        order = Order(steady, number)
+        source = Played(steady, number, VOCABULARY)
         gc.collect()
         ledger.begin()
         start = time.perf_counter()
-        engine.play(conversations, order)
-        passes.append(_figures(core, steady, engine, ledger, time.perf_counter() - start))
+        engine.play(source, steady.load.clients)
+        seconds = time.perf_counter() - start
+        load = steady.load
+        prompts = steady.conversations * sum(map(steady.prompt_tokens, range(load.turns)))
+        tokens = (prompts, steady.requests * load.output_tokens)
+        passes.append({"requests": steady.requests} | figures(core, engine, ledger, tokens, seconds))
         if check:
             core.check()
     return passes
 
 
-def _figures(core: KVCache, steady: Steady, engine: Engine, ledger: Ledger, seconds: float) -> dict[str, Any]:
-    load = steady.load
-    prompts = steady.conversations * sum(map(steady.prompt_tokens, range(load.turns)))
-    outputs = steady.requests * load.output_tokens
+def figures(core: KVCache, engine: Engine, ledger: Ledger, tokens: tuple[int, int], seconds: float) -> dict[str, Any]:
+    """Of what an engine played last. tokens: of all prompts, and of all answers."""
+    prompts, outputs = tokens
     counters = ledger.counters()
     return {
         "seconds": seconds,
-        "requests": steady.requests,
         "prompt_tokens": prompts,
         "output_tokens": outputs,
         "cached_tokens": engine.matched_tokens,

@@ -8,19 +8,16 @@ retracted. There is no model: answers are drawn, and a forward takes as long as 
 """
 
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from steady_causes import Ledger, Result
-from steady_load import Order, Steady
+from steady_load import Source, Turn
 
 from vt_sglang._core import KVCache, SlotsBusy
 from vt_sglang.layout import Geometry
-
-NAMESPACE = None
 
 
 class TooSmallError(Exception):
@@ -41,11 +38,9 @@ class Pace:
 
 @dataclass
 class Request:
-    conversation: int
-    turn: int
-    ids: "array[int]"
-    prompt: int
-    output: int
+    number: int
+    """By which its source knows it."""
+    turn: Turn
     due: int
     """The step from which on it waits."""
     node: int = 0
@@ -57,8 +52,12 @@ class Request:
     ended: bool = False
 
     @property
+    def prompt(self) -> int:
+        return self.turn.prompt
+
+    @property
     def most_tokens(self) -> int:
-        return self.prompt + self.output
+        return self.turn.prompt + self.turn.output
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,10 @@ class Forward:
 
 
 class Engine:
-    """Plays passes of a load, one after the other, on one core."""
+    """Plays loads, one after the other, on one core."""
 
-    def __init__(self, core: KVCache, steady: Steady, pace: Pace, ledger: Ledger) -> None:
-        self._core, self._steady, self._pace, self._ledger = core, steady, pace, ledger
+    def __init__(self, core: KVCache, pace: Pace, ledger: Ledger) -> None:
+        self._core, self._pace, self._ledger = core, pace, ledger
         self._geometry = Geometry(core.page_bytes, core.token_bytes)
         self._step = 0
         self._launched = 0
@@ -89,12 +88,12 @@ class Engine:
         self.steps = 0
         self.matched_tokens = 0
 
-    def play(self, conversations: Sequence["array[int]"], order: Order) -> None:
-        """One pass. Raises TooSmallError; OutOfPages and DriverError where memory cannot be had after all."""
+    def play(self, source: Source, clients: int) -> None:
+        """All of a source. Raises TooSmallError; OutOfPages and DriverError where memory cannot be had after all."""
         self.steps = self.waits_for_forwards = self.matched_tokens = 0
-        self._conversations, self._order = conversations, order
-        for _ in range(self._steady.load.clients):
-            self._ask(order.first(), self._step)
+        self._source = source
+        for _ in range(clients):
+            self._ask(source.first(), self._step)
         before: Forward | None = None
         while self._waiting or self._running or self._chunked or before:
             self._step += 1
@@ -104,12 +103,9 @@ class Engine:
                 self._process(before)
             before = launched
 
-    def _ask(self, conversation: int | None, due: int) -> None:
-        if conversation is None:
-            return
-        turn = self._order.turn(conversation)
-        prompt, output = self._steady.prompt_tokens(turn), self._steady.load.output_tokens
-        self._waiting.append(Request(conversation, turn, self._conversations[conversation], prompt, output, due))
+    def _ask(self, number: int | None, due: int) -> None:
+        if number is not None:
+            self._waiting.append(Request(number, self._source.request(number), due))
 
     # ---- launching
 
@@ -126,8 +122,9 @@ class Engine:
             batch.append((unfinished, end))
         while left > 0 and self._waiting and self._waiting[0].due < self._step:
             request = self._waiting[0]
+            turn = request.turn
             request.node, request.matched = ledger.timed(
-                "match", core.match, NAMESPACE, request.ids, request.prompt - 1, request.most_tokens
+                "match", core.match, turn.namespace, turn.ids, turn.prompt - 1, request.most_tokens
             )
             ledger.timed("lock", core.lock, request.node)
             if not self._fits(request, [it for it, _ in batch]):
@@ -148,9 +145,9 @@ class Engine:
             return None
         for request, end in batch:
             if request.slot == 0:
-                last = self._steady.load.turns - 1
-                kind = "bind, new" if request.turn == 0 else "bind, last turn" if request.turn == last else "bind, next"
-                request.slot = self._patiently(kind, lambda request=request, end=end: self._bind(request, end))
+                request.slot = self._patiently(
+                    f"bind, {request.turn.kind}", lambda request=request, end=end: self._bind(request, end)
+                )
                 self.matched_tokens += request.matched
             request.backed = end
         requests = [request for request, _ in batch]
@@ -161,7 +158,7 @@ class Engine:
         return forward
 
     def _bind(self, request: Request, end: int) -> int:
-        return self._core.bind(NAMESPACE, request.node, end, self._pace.guard_tokens)[0]
+        return self._core.bind(request.turn.namespace, request.node, end, self._pace.guard_tokens)[0]
 
     def _fits(self, request: Request, batch: Sequence[Request]) -> bool:
         """Whether pages are left for all of it, after what those that run and those of the batch may still take."""
@@ -219,14 +216,14 @@ class Engine:
             if request.ended or request is forward.unfinished:
                 continue
             request.generated += 1
-            if request.generated == request.output:
+            if request.generated == request.turn.output:
                 self._end(request)
             elif forward.is_prefill:
                 self._record(request, request.prompt)
         self._running = [it for it in self._running if not it.ended]
 
     def _record(self, request: Request, tokens: int) -> None:
-        node, duplicate, _ = self._ledger.timed("record", self._core.record, request.slot, request.ids, tokens)
+        node, duplicate, _ = self._ledger.timed("record", self._core.record, request.slot, request.turn.ids, tokens)
         if not duplicate:
             self._core.lock(node)
             self._core.unlock(request.node)
@@ -234,8 +231,8 @@ class Engine:
 
     def _end(self, request: Request) -> None:
         """The last token of an answer is never computed, and so not recorded."""
-        self._ledger.timed("record", self._core.record, request.slot, request.ids, request.most_tokens - 1)
+        self._ledger.timed("record", self._core.record, request.slot, request.turn.ids, request.most_tokens - 1)
         self._core.unlock(request.node)
         self._ledger.timed("release", self._core.release, request.slot)
         request.ended = True
-        self._ask(self._order.after(request.conversation), self._step + self._pace.think_steps)
+        self._ask(self._source.after(request.number), self._step + self._pace.think_steps)

@@ -5,6 +5,7 @@ import random
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from serve_load import Load
 
@@ -73,6 +74,34 @@ class Steady:
         return ids
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What a scheduler is asked for."""
+
+    kind: str
+    """Of requests that are told apart."""
+    ids: "array[int]"
+    """The prompt, and at least all but the last of the answer's tokens."""
+    prompt: int
+    """Tokens."""
+    output: int
+    """Tokens, at least 1."""
+    namespace: str | None = None
+
+
+class Source(Protocol):
+    """Where requests come from; a number names a sequence of them."""
+
+    def first(self) -> int | None:
+        """What a client begins with; None if nothing is left."""
+
+    def after(self, number: int) -> int | None:
+        """What a client goes on with, that was answered; None if it is done."""
+
+    def request(self, number: int) -> Turn:
+        """The next one of a sequence."""
+
+
 class Order:
     """Which conversation's next turn a client asks for. It follows from the seed and from the order of the calls."""
 
@@ -107,3 +136,18 @@ class Order:
     def turn(self, conversation: int) -> int:
         """The turn that a conversation comes to, from 0."""
         return self._played[conversation]
+
+
+class Played(Order):
+    """A pass, with the answers drawn. Its kinds: `new`, `next`, and `last turn`."""
+
+    def __init__(self, steady: Steady, number: int, vocabulary: int) -> None:
+        super().__init__(steady, number)
+        self._steady = steady
+        self._conversations = [steady.whole(vocabulary, number, it) for it in range(steady.conversations)]
+
+    def request(self, number: int) -> Turn:
+        """The next turn of a conversation."""
+        turn, load = self.turn(number), self._steady.load
+        kind = "new" if turn == 0 else "last turn" if turn == load.turns - 1 else "next"
+        return Turn(kind, self._conversations[number], self._steady.prompt_tokens(turn), load.output_tokens)
