@@ -4,6 +4,7 @@
     python bench/steady.py core [--load again|returning] [--driver none|host|cuda] [--json FILE]
     python bench/steady.py again|returning [--model FOLDER] [--side NAME=ARGUMENTS]... [--together] [--json FILE]
     python bench/steady.py cold [--model FOLDER] [--prefix 32768] [--json FILE]
+    python bench/steady.py trace TRACE [--capacity 0.2M,0.4M] [--clients 64] [--json FILE]
 
 `again` is 64 clients with a conversation of 10 turns each under one system prompt, and then again with other
 conversations, while memory is full of the old ones. `returning` is 500 conversations, 64 of them at work at a time,
@@ -16,6 +17,8 @@ memory too. It shows which call of the core made which of the driver's, and why.
 
 `cold` is a long prefix that is recorded, and bound to slots that map nothing of it: what the driver takes until the
 prefill can be launched, on the core, and on a server by the time to the first token.
+
+`trace` is a recorded trace on the core alone, with many requests at work at a time, beside an ideal cache.
 
 On one card of 80 GB, with Llama-3-8B's shape and dummy weights, each takes some minutes:
 
@@ -42,6 +45,7 @@ from typing import Any
 import steady_cases
 import steady_options as options
 import steady_servers
+import steady_trace
 from common import positive, short
 from rich.console import Console
 from serve_run import MeasuringError
@@ -59,6 +63,7 @@ CASES = {
     "again": steady_cases.served,
     "returning": steady_cases.served,
     "cold": steady_cases.cold,
+    "trace": steady_trace.run,
 }
 
 
@@ -90,7 +95,15 @@ def _parser() -> argparse.ArgumentParser:
     cold.add_argument("--seed", type=int, default=0)
     options.add_cache(cold, str(TOY_MODEL), sized=False)
     steady_servers.add(cold)
-    for case in (core, *loads, cold):
+    trace = cases.add_parser("trace", help="a recorded trace on the core alone, beside an ideal cache")
+    trace.add_argument("trace", type=Path)
+    trace.add_argument("--capacity", default="0.2M,0.4M,0.8M", help="several by commas; default: %(default)s")
+    trace.add_argument("--clients", type=positive, default=64, help="default: %(default)s")
+    trace.add_argument("--passes", type=positive, default=1, help="default: %(default)s")
+    trace.add_argument("--slots", type=positive, help="default: two a client")
+    options.add_cache(trace, "llama-3-8b", sized=False)
+    options.add_pace(trace)
+    for case in (core, *loads, cold, trace):
         case.add_argument("--json", type=Path)
     return parser
 

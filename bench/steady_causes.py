@@ -78,16 +78,19 @@ class Ledger:
         return result
 
     def counted(self, operation: str, call: Callable[..., Result], *arguments: Any) -> Result:
-        """A call that may make some of the driver."""
+        """A call that may make some of the driver. If it raises, what it made counts, and its time does not."""
         before = self._read()
-        result = self.timed(operation, call, *arguments)
-        after = self._read()
+        try:
+            return self.timed(operation, call, *arguments)
+        finally:
+            self._count(operation, before, self._read())
+
+    def _count(self, operation: str, before: Counts, after: Counts) -> None:
         if any(after[name] != before[name] for name in ("driver_calls", "pages_moved")):
             made = by_cause(difference(before, after), self._tokens_a_page)
             known = self._calls.setdefault(operation, dict.fromkeys(made, 0))
             for cause, calls in made.items():
                 known[cause] += calls
-        return result
 
     def counters(self) -> dict[str, int]:
         """What all counters rose by."""

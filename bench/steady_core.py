@@ -150,16 +150,21 @@ def show(console: Console, found: dict[str, Any]) -> None:
             table.add_row(name, *(f"{it['counters'][name]:,}" for it in passes))
     console.print(table)
     last = passes[-1]
-    columns = (*CAUSES, "all", *BESIDES)
-    causes = Table("driver calls, last pass", *columns)
-    for operation, made in last["causes"].items():
-        causes.add_row(operation, *(f"{made[it]:,}" for it in columns))
-    console.print(causes)
-    console.print(*(f"{name}: {text}." for name, text in (CAUSES | BESIDES).items()), style="dim", highlight=False)
+    show_causes(console, last, "driver calls, last pass")
     spent = Table("core's calls, last pass", "calls", "p50, us", "p99, us", "max, us", "sum, ms")
     for name, it in last["microseconds"].items():
         spent.add_row(name, f"{it['calls']:,}", *(f"{it[f'p{p}']:,.1f}" for p in PERCENTS), f"{it['sum'] / 1e3:,.1f}")
     console.print(spent)
+
+
+def show_causes(console: Console, figures: dict[str, Any], title: str) -> None:
+    """Driver calls by the operation that made them, and by cause."""
+    columns = (*CAUSES, "all", *BESIDES)
+    causes = Table(title, *columns)
+    for operation, made in figures["causes"].items():
+        causes.add_row(operation, *(f"{made[it]:,}" for it in columns))
+    console.print(causes)
+    console.print(*(f"{name}: {text}." for name, text in (CAUSES | BESIDES).items()), style="dim", highlight=False)
 
 
 def _percentiles(figures: dict[str, Any], operation: str) -> str:

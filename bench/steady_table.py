@@ -25,6 +25,8 @@ def make(result: dict[str, Any], markdown: Markdown) -> str:
     found = result["results"]
     if result["case"] == "cold":
         parts = _cold(found, markdown)
+    elif result["case"] == "trace":
+        return _trace(found, markdown)
     else:
         parts = [*(_servers(found, markdown) if "rows" in found else []), *_core(found.get("core"), markdown)]
     return "\n".join([*parts, *_targets(found["targets"], markdown)])
@@ -130,6 +132,21 @@ def _cold(found: dict[str, Any], markdown: Markdown) -> list[str]:
         ]
         parts.append(markdown(header, rows))
     return parts
+
+
+def _trace(found: dict[str, Any], markdown: Markdown) -> str:
+    rows = [
+        [
+            f"{it['tokens']:,}",
+            f"{it['hit_rate']:.2%}",
+            f"{it['ideal_hit_rate']:.2%}",
+            f"{it['driver_calls_per_1000_tokens']:.3f}",
+            f"{it['pages_moved_per_1000_tokens']:.2f}",
+        ]
+        for it in found["capacities"]
+    ]
+    header = ["tokens", "hit rate", "of an LRU of tokens", "driver calls per 1,000 tokens", "pages moved"]
+    return f"{found['requests']:,} requests, {found['clients']} at a time.\n\n{markdown(header, rows)}"
 
 
 def _targets(targets: dict[str, Any], markdown: Markdown) -> list[str]:

@@ -2,6 +2,7 @@
 """`bench/steady.py` on the core: what it plays, what it counts, and what it refuses."""
 
 import json
+import random
 import sys
 from array import array
 from pathlib import Path
@@ -194,6 +195,38 @@ def test_cold(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
     assert ("core: cold bind to launch, p99, ms" in said["results"]["targets"]) == (driver == "host")
 
 
+def conversations(path: Path) -> None:
+    """A trace of token ids: 40 conversations of three turns, one after the other by turns, half of one beginning."""
+    drawn = random.Random(5)
+    histories = [[1] * 60 if number % 2 else [] for number in range(40)]
+    lines = []
+    for _ in range(3):
+        for history in histories:
+            history += [drawn.randrange(10**6) for _ in range(20)]
+            output = [drawn.randrange(10**6) for _ in range(drawn.randrange(9))]
+            lines.append({"timestamp": len(lines), "input_ids": [*history], "output_ids": output})
+            history += output
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    conversations(Path("trace.jsonl"))
+    sizes = ("--capacity", "1000,2000,4000,16000", "--clients", "4", "--passes", "2")
+    # Small pages: what rounding to pages costs is not the question.
+    result = run(monkeypatch, "trace", "trace.jsonl", *sizes, *CACHE, "--page-bytes", "128")["results"]
+    assert (result["requests"], len(result["capacities"])) == (120, 4)
+    rates = [it["hit_rate"] for it in result["capacities"]]
+    ideal = [it["ideal_hit_rate"] for it in result["capacities"]]
+    assert rates == pytest.approx(ideal, abs=0.1)  # for what four requests hold, and compute side by side
+    assert rates[-1] == pytest.approx(ideal[-1], abs=0.02)
+    assert rates[0] < rates[-1]
+    for it in result["capacities"]:
+        assert len(it["driver_calls_by_pass"]) == 2
+        assert it["counters"]["binds"] == it["microseconds"]["bind, any"]["calls"] == 120
+        assert steady_causes.ELSEWHERE not in it["causes"]
+        assert it["usage"]["live_slots"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -211,6 +244,8 @@ def test_cold(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
         (("again", "--device", "cuda"), "no CUDA driver"),
         (("again", "--side", "a=", "--side", "a="), "the same name twice"),
         (("returning", "--model", "nowhere"), "nowhere/config.json"),
+        (("trace", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("trace", "/dev/null", "--passes", "65"), "at most 64"),
         (("cold", "--settle", "-1"), "is not 0 to 3600 seconds"),
     ],
 )
