@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import serve_compare
+import steady_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs/performance.md"
@@ -218,6 +219,10 @@ def _replay(result: dict[str, Any]) -> str:
     return text + _markdown(header, rows)
 
 
+def _steady(result: dict[str, Any]) -> str:
+    return steady_table.make(result, _markdown)
+
+
 def _table(name: str) -> str:
     result = json.loads((RESULTS / f"{name}.json").read_text())
     makers = {
@@ -227,6 +232,8 @@ def _table(name: str) -> str:
         "shared": _shared,
         "replay": _replay,
     }
+    if name.startswith("steady"):
+        makers[name] = _steady
     make = makers.get(name, _serve if name.startswith("serve") else _chat)
     note = f"{result['note']}\n\n" if "note" in result else ""
     return f"<!-- {name} -->\n{_where(result)}{note}{make(result)}<!-- end -->"

@@ -48,6 +48,7 @@ def test_a_changed_figure_is_found(tmp_path: Path) -> None:
     for name in (
         "bench/tables.py",
         "bench/serve_compare.py",
+        "bench/steady_table.py",
         "docs/performance.md",
         *map(str, (ROOT / "bench/results").glob("*.json")),
     ):

@@ -3,11 +3,16 @@
 
 import random
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vt_sglang.replay.request import Request
 from vt_sglang.replay.work import Work
+
+BLOCK = 512
+"""Tokens of a block of a Mooncake trace."""
 
 
 def random_requests(seed: int, count: int, longest: int = 24) -> list[Request]:
@@ -141,3 +146,48 @@ def stack_distances(works: Sequence[Work]) -> tuple[list[int], int]:
         distances += [stack.index(token) + 1 for token in path[: work.limit] if token in stack]
         stack = path + [token for token in stack if token not in path]
     return distances, len(stack)
+
+
+def lru_of_tokens(works: Sequence[Work], capacity: int) -> int:
+    """Tokens found by a cache of single tokens, each with all before it, that evicts the least recently used; within a
+    request the first token counts as used last."""
+    names: dict[tuple[Any, int], int] = {}  # of a token, by the one before it
+    cache: OrderedDict[int, None] = OrderedDict()
+    hits = 0
+    for it in works:
+        path: list[int] = []
+        before: Any = it.namespace
+        for unit in it.units:
+            before = names.setdefault((before, unit), len(names))
+            path.append(before)
+        found = next((index for index, token in enumerate(path[: it.limit]) if token not in cache), it.limit)
+        hits += found
+        for token in reversed(path):
+            cache[token] = None
+            cache.move_to_end(token)
+        while len(cache) > capacity:
+            cache.popitem(last=False)
+    return hits
+
+
+def records(seed: int = 0, count: int = 150) -> list[dict[str, Any]]:
+    """Conversations that share a first block, grow turn by turn, and now and then fork."""
+    source = random.Random(seed)
+    fresh = iter(range(1, 1_000_000))
+    conversations: list[list[int]] = []
+    lines = []
+    for number in range(count):
+        blocks = list(source.choice(conversations)) if conversations and source.random() < 0.7 else [0]
+        blocks = blocks[: source.randint(1, len(blocks))] if source.random() < 0.2 else blocks
+        blocks += [next(fresh) for _ in range(source.randint(1, 5))]
+        conversations.append(blocks)
+        tail = source.randint(1, BLOCK)
+        lines.append(
+            {
+                "timestamp": 1000 * number,
+                "input_length": BLOCK * len(blocks) + tail,
+                "output_length": source.randint(0, 300),
+                "hash_ids": [*blocks, next(fresh)],
+            }
+        )
+    return lines

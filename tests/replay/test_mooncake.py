@@ -1,42 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published hit rates of a Mooncake trace, and a small trace of the same kind that is always there."""
+"""Published hit rates of a Mooncake trace, and a small trace of the same kind that is always there; and how near the
+core comes to a cache that evicts single tokens, on both."""
 
-import random
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from replay_reference import BLOCK, lru_of_tokens, records
+
+from vt_sglang.replay import texts, trace, work
 
 Replay = Callable[..., Any]
 
 TRACE = Path(__file__).parents[3] / "shared" / "traces" / "mooncake_conv_1of16_le32k.jsonl"
 PUBLISHED = {"infinite": 0.386, "0.2M": 0.215, "0.4M": 0.300, "0.8M": 0.381}
-BLOCK = 512
-
-
-def records(seed: int = 0, count: int = 150) -> list[dict[str, Any]]:
-    """Conversations that share a first block, grow turn by turn, and now and then fork."""
-    source = random.Random(seed)
-    fresh = iter(range(1, 1_000_000))
-    conversations: list[list[int]] = []
-    lines = []
-    for number in range(count):
-        blocks = list(source.choice(conversations)) if conversations and source.random() < 0.7 else [0]
-        blocks = blocks[: source.randint(1, len(blocks))] if source.random() < 0.2 else blocks
-        blocks += [next(fresh) for _ in range(source.randint(1, 5))]
-        conversations.append(blocks)
-        tail = source.randint(1, BLOCK)
-        lines.append(
-            {
-                "timestamp": 1000 * number,
-                "input_length": BLOCK * len(blocks) + tail,
-                "output_length": source.randint(0, 300),
-                "hash_ids": [*blocks, next(fresh)],
-            }
-        )
-    return lines
 
 
 def lru_of_blocks(lines: list[dict[str, Any]], capacity: float) -> float:
@@ -96,3 +75,35 @@ def test_token_for_token_the_figures_are_a_little_different(replay: Replay) -> N
     assert found["infinite"]["hit_rate"] == pytest.approx(0.386, abs=0.001)
     rates = [it["vtensor"]["hit_rate"] for it in found["capacities"]]
     assert rates == pytest.approx([0.212, 0.297, 0.379], abs=0.002)
+
+
+def ideal_and_found(said: dict[str, Any]) -> list[tuple[float, float]]:
+    """Of each capacity the hit rate of an LRU cache of single tokens, as the curve has it, and the core's."""
+    ideal = {point["tokens"]: point["hit_rate"] for point in said["curve"]}
+    return [(ideal[it["tokens"]], it["vtensor"]["hit_rate"]) for it in said["capacities"]]
+
+
+@pytest.mark.skipif(not TRACE.exists(), reason=f"there is no {TRACE}")
+def test_within_two_percent_of_an_lru_of_tokens(replay: Replay) -> None:
+    said = replay(TRACE, "--model", "llama-3-8b", "--no-radix", "--capacity", "0.1M,0.2M,0.3M,0.4M,0.8M").json
+    both = ideal_and_found(said)
+    assert said["infinite"]["hit_rate"] > both[0][0] > 0.1
+    for ideal, found in both:
+        assert found == pytest.approx(ideal, abs=0.02)
+    for ideal, found in both[1:]:  # not where memory is a dozen of a prompt's chunks, which are evicted whole
+        assert found == pytest.approx(ideal, rel=0.02)
+
+
+def test_a_small_trace_is_within_two_percent_of_an_lru_of_tokens(replay: Replay, write: Callable[..., Path]) -> None:
+    path = write(records(count=80))
+    capacities = (20_000, 30_000, 60_000)
+    options = ("--capacity", ",".join(map(str, capacities)), "--chunk", "512", "--model", "llama-3-8b", "--no-radix")
+    said = replay(path, *options).json
+    works = work.prepare(trace.read(path, texts.make(None)).requests, 1)
+    cached = [lru_of_tokens(works, it) / said["trace"]["prompt_tokens"] for it in capacities]
+    both = ideal_and_found(said)
+    assert [ideal for ideal, _ in both] == pytest.approx(cached)
+    assert 1.1 * cached[0] < cached[2] < said["infinite"]["hit_rate"]
+    for ideal, found in both:
+        assert found == pytest.approx(ideal, abs=0.02)
+        assert found == pytest.approx(ideal, rel=0.02)
