@@ -198,6 +198,19 @@ nb::dict as_dict(const Counters& it) {
   return d;
 }
 
+nb::dict as_dict(const RequestCosts& it) {
+  nb::dict d;
+  d["pages_adopted"] = it.pages_adopted;
+  d["pages_aliased"] = it.pages_aliased;
+  d["pages_moved"] = it.pages_moved;
+  d["pages_reused"] = it.pages_reused;
+  d["pages_mapped"] = it.pages_mapped;
+  d["pages_unmapped"] = it.pages_unmapped;
+  d["tail_copied"] = it.tail_copied;
+  d["driver_wait_ns"] = it.driver_wait_ns;
+  return d;
+}
+
 nb::dict as_dict(const Usage& it) {
   nb::dict d;
   d["budget_pages"] = it.budget;
@@ -428,6 +441,9 @@ NB_MODULE(_core, m) {
       .def(
           "node_tokens", [](PyCache& it, NodeHandle node) { return unlocked([&] { return it->node_tokens(node); }); },
           "node"_a)
+      .def(
+          "costs", [](PyCache& it, SlotId slot) { return as_dict(unlocked([&] { return it->costs(slot); })); },
+          "slot"_a)
       .def(
           "slot_pages", [](PyCache& it, SlotId slot) { return unlocked([&] { return it->slot_pages(slot); }); },
           "slot"_a)

@@ -170,6 +170,8 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   if (node != nullptr && tree_.name_space(node) != name_space)
     throw std::invalid_argument("the node to bind to is of another namespace");
 
+  const std::uint64_t waited_before = driver_->waited_nanoseconds();
+  const std::uint64_t unmapped_before = arena_.pages_unmapped;
   std::vector<PageId>& path = scratch_.path;
   path.clear();
   if (node != nullptr) tree_.collect(node, path);
@@ -253,6 +255,14 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   it.recorded = matched;
   it.duplicate = false;
   it.path = node;
+  it.costs = {shared - aliased_by_mapping - moved,
+              aliased_by_mapping,
+              all_moved,
+              reused - (all_moved - moved),
+              changes.size(),
+              arena_.pages_unmapped - unmapped_before,
+              tail == Tail::kCopied,
+              driver_->waited_nanoseconds() - waited_before};
   ++live_slots_;
   live_tokens_ += tokens - matched;
   ++counters_.binds;
@@ -276,6 +286,7 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
   const std::lock_guard guard(mutex_);
   if (slots.size() != tokens.size()) throw std::invalid_argument("grow takes one token count per slot");
   harvest();
+  const std::uint64_t waited_before = driver_->waited_nanoseconds();
   ++growths_;
   std::vector<Fresh>& fresh = scratch_.fresh;
   std::vector<Change>& changes = scratch_.changes;
@@ -312,6 +323,8 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     moved = scratch_.planned.size();
     make_moves(fresh, scratch_.path);
   }
+  scratch_.replaced.clear();
+  for (const Change& it : changes) scratch_.replaced.push_back(arena_.mapped(it.slot, it.index) != kNoPage);
   try {
     map(changes, kNoSlot);
     clear_created(fresh);
@@ -325,14 +338,24 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     pool_.hold_live(it.page);
     pool_[it.page].writer = it.slot;
     ++slots_[it.slot].pages;
+    slots_[it.slot].costs.pages_moved += it.comes;
+    slots_[it.slot].costs.pages_reused += !it.comes;  // less what was mapped, see below
+  }
+  const std::uint64_t waited = driver_->waited_nanoseconds() - waited_before;
+  for (std::size_t i = 0; i < changes.size(); ++i) {
+    RequestCosts& costs = slots_[changes[i].slot].costs;
+    ++costs.pages_mapped;
+    costs.pages_unmapped += scratch_.replaced[i];
+    if (i >= guards) --costs.pages_reused;
+    costs.driver_wait_ns += waited / changes.size();
   }
   for (std::size_t i = 0; i < slots.size(); ++i) {
     Slot& it = slots_[slots[i]];
     live_tokens_ += tokens[i] - it.tokens;
     it.tokens = tokens[i];
-    if (!fresh.empty()) map_ahead(slots[i]);
+    map_ahead(slots[i]);
   }
-  if (!fresh.empty()) stock_up();
+  stock_up();
 }
 
 std::size_t KVCache::pages_to_grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens) const {
@@ -830,6 +853,11 @@ std::size_t KVCache::physical_bytes() const {
 void KVCache::set_stream(std::uintptr_t stream) {
   const std::lock_guard guard(mutex_);
   driver_->set_stream(stream);
+}
+
+RequestCosts KVCache::costs(SlotId slot) const {
+  const std::lock_guard guard(mutex_);
+  return live(slot).costs;
 }
 
 std::vector<PageId> KVCache::slot_pages(SlotId slot) const {

@@ -56,6 +56,18 @@ struct Counters {
   std::uint64_t driver_wait_ns = 0;  // that callers of the cache spent in them, or waiting for the thread's
 };
 
+// What one live request has cost so far.
+struct RequestCosts {
+  std::uint64_t pages_adopted = 0;  // of its prefix, where its slot mapped them already
+  std::uint64_t pages_aliased = 0;  // of its prefix, mapped for it
+  std::uint64_t pages_moved = 0;    // contents moved for it
+  std::uint64_t pages_reused = 0;   // free ones, where its slot mapped them already
+  std::uint64_t pages_mapped = 0;
+  std::uint64_t pages_unmapped = 0;
+  bool tail_copied = false;
+  std::uint64_t driver_wait_ns = 0;  // that its bind took, and its part of growths
+};
+
 // Now, in pages and tokens.
 struct Usage {
   PageId budget, limit, created, free, held, evictable, withheld;
@@ -184,6 +196,7 @@ class KVCache {
   Driver& driver() { return *driver_; }
   std::size_t physical_bytes() const;
   void set_stream(std::uintptr_t stream);
+  RequestCosts costs(SlotId slot) const;  // of the request in a live slot
   // Page ids of a slot's held pages, and of a node's path, by page index.
   std::vector<PageId> slot_pages(SlotId slot) const;
   std::vector<PageId> path_pages(NodeHandle node) const;
@@ -198,6 +211,7 @@ class KVCache {
     std::size_t tokens = 0;    // backed and counted to the request, while live
     std::size_t recorded = 0;  // tokens of it that the tree has too, while live
     bool duplicate = false;    // some of them stood there already, with other pages
+    RequestCosts costs;        // of the request, while live
     // What it was bound along, locked while it is live: the tree would not know of a page that only a request reads,
     // and would let another extend it over what is read.
     Node* path = nullptr;
@@ -303,6 +317,7 @@ class KVCache {
     std::vector<PageId> path;
     std::vector<Fresh> fresh;
     std::vector<Change> changes;
+    std::vector<bool> replaced;  // by change
     std::vector<Planned> planned;
     std::vector<Move> moves;
     std::vector<std::int32_t> rows;  // by slot

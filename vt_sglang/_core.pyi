@@ -35,10 +35,10 @@ class Counters(TypedDict):
     """Events since the start.
 
     Matched tokens are those that binds found in the tree, and the sum of adopted (on pages that the slot mapped
-    already), aliased (on pages that were mapped for it) and copied ones (as a tail, or moved to pages that the slot mapped
-    already). A token counts where its last byte lies. Every page is a driver call of its own, also in a batch; copies,
-    which are only put on a stream, are none. `driver_ns` is the time spent in both, by whichever thread; `driver_wait_ns`
-    what those who called the cache spent so, or waiting for its own thread.
+    already), aliased (on pages that were mapped for it) and copied ones (as a tail, or moved to pages that the slot
+    mapped already). A token counts where its last byte lies. Every page is a driver call of its own, also in a batch;
+    copies, which are only put on a stream, are none. `driver_ns` is the time spent in both, by whichever thread;
+    `driver_wait_ns` what those who called the cache spent so, or waiting for its own thread.
     """
 
     binds: int
@@ -64,6 +64,20 @@ class Counters(TypedDict):
     slots_shed: int
     driver_calls: int
     driver_ns: int
+    driver_wait_ns: int
+
+class RequestCosts(TypedDict):
+    """What one request has cost: pages of its prefix that its slot mapped already (adopted) or that were mapped for it
+    (aliased); contents moved for it; free pages taken where its slot mapped them; pages mapped and unmapped, guards
+    too; and the time that its bind, and its part of growths, spent in the driver or waiting for it."""
+
+    pages_adopted: int
+    pages_aliased: int
+    pages_moved: int
+    pages_reused: int
+    pages_mapped: int
+    pages_unmapped: int
+    tail_copied: bool
     driver_wait_ns: int
 
 class Usage(TypedDict):
@@ -148,8 +162,8 @@ class KVCache:
             block_tokens: tokens of a block, see `new_blocks`; 0 for no blocks.
             move_pages: whether contents of pages are moved rather than pages mapped, where either would do. With "cuda"
                 that costs a fraction of a mapping, on the host many times as much.
-            map_ahead: whether a thread of the cache's maps and creates pages before they are needed: the next one of each
-                live slot, and prefixes that several requests share in slots that map nothing.
+            map_ahead: whether a thread of the cache's maps and creates pages before they are needed: the next one of
+                each live slot, and prefixes that several requests share in slots that map nothing.
 
         Raises:
             ValueError: a size that cannot be.
@@ -400,6 +414,9 @@ class KVCache:
 
     def node_tokens(self, node: int) -> int:
         """Length of a node's path in tokens; 0 for the root."""
+
+    def costs(self, slot: int) -> RequestCosts:
+        """What the request in a live slot has cost so far."""
 
     def slot_pages(self, slot: int) -> list[int]:
         """Ids of a live slot's pages, by page index."""

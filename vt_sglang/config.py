@@ -76,7 +76,7 @@ def parse_kernel(text: str) -> Kernel:
         raise ValueError(f"{text!r} is no attention kernel; choose {', '.join(Kernel)}") from None
 
 
-def parse_shared_decode(text: str) -> bool:
+def parse_auto_or_off(text: str) -> bool:
     """ValueError if the text is neither `auto` nor `off` (nor 1 nor 0, as `to_environment` writes them)."""
     try:
         return {"auto": True, "1": True, "off": False, "0": False}[text.strip().lower()]
@@ -96,6 +96,8 @@ class VTensorConfig:
     """What attends in decode on a GPU."""
     shared_decode: bool = True
     """Whether decode on a GPU reads what requests share once for all of them."""
+    map_ahead: bool = True
+    """Whether a thread maps and creates pages of GPU memory before they are needed."""
     exportable_pages: bool = False
     """Pages of GPU memory whose handles other processes can be given, as NCCL needs to register them."""
     event_block_tokens: int = 64
@@ -112,7 +114,8 @@ class VTensorConfig:
             "page_bytes": parse_page_bytes,
             "prefill_kernel": parse_kernel,
             "decode_kernel": parse_kernel,
-            "shared_decode": parse_shared_decode,
+            "shared_decode": parse_auto_or_off,
+            "map_ahead": parse_auto_or_off,
             "exportable_pages": parse_switch,
             "event_block_tokens": parse_block_tokens,
             "idle_trim": parse_seconds,

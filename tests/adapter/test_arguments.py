@@ -54,10 +54,11 @@ def test_stock_is_left_alone(model: Path) -> None:
 
 def test_flags_reach_child_processes(model: Path) -> None:
     flags = ["--vtensor-page-bytes", "64KiB", "--vtensor-check", "--vtensor-exportable-pages"]
-    flags += ["--vtensor-shared-decode", "off", "--vtensor-idle-trim", "1.5"]
+    flags += ["--vtensor-shared-decode", "off", "--vtensor-map-ahead", "off", "--vtensor-idle-trim", "1.5"]
     _parse(model, "--radix-cache-backend", "vtensor", *flags)
-    expected = VTensorConfig(page_bytes=65536, shared_decode=False, exportable_pages=True, idle_trim=1.5, check=True)
-    assert VTensorConfig.from_environment() == expected
+    assert VTensorConfig.from_environment() == VTensorConfig(
+        page_bytes=65536, shared_decode=False, map_ahead=False, exportable_pages=True, idle_trim=1.5, check=True
+    )
     assert os.environ["VTENSOR_PAGE_BYTES"] == "65536"
 
 

@@ -49,7 +49,8 @@ def maybe_faults(*kinds: str) -> st.SearchStrategy[Fault | None]:
     return st.none() | st.tuples(st.sampled_from(kinds), st.integers(0, 7))
 
 
-bind_faults = maybe_faults("create", "create", "map", "copy", "unmap", "clear", "move")  # unmap: where mappings are short
+# Of unmap: where mappings are short.
+bind_faults = maybe_faults("create", "create", "map", "copy", "unmap", "clear", "move")
 grow_faults = maybe_faults("create", "create", "map", "unmap", "clear", "move")
 trim_faults = maybe_faults("unmap", "release")
 

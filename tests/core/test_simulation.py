@@ -28,7 +28,11 @@ def run(driver: str) -> tuple[list[tuple[int, str, int, int]], dict[str, int], d
         known.append(prompt)
         cache.check()
     counters = cache.counters()
-    return bound, {name: value for name, value in counters.items() if name not in ("driver_ns", "driver_wait_ns")}, dict(cache.usage())
+    return (
+        bound,
+        {name: value for name, value in counters.items() if name not in ("driver_ns", "driver_wait_ns")},
+        dict(cache.usage()),
+    )
 
 
 def test_it_decides_as_with_memory() -> None:

@@ -13,7 +13,7 @@ import vt_sglang
 from vt_sglang import _core
 
 STUB = Path(vt_sglang.__file__).with_name("_core.pyi")
-ONLY_FOR_TYPES = {"Tokens", "Counters", "Usage", "PlanFacts"}  # a protocol and typed dictionaries
+ONLY_FOR_TYPES = {"Tokens", "Counters", "Usage", "RequestCosts", "PlanFacts"}  # a protocol and typed dictionaries
 
 Arguments = tuple[list[str], list[str], dict[str, Any]]  # positional, keyword-only, defaults
 
@@ -95,6 +95,12 @@ def test_bases_of_errors(name: str) -> None:
 def test_keys_of_dictionaries(make_cache: MakeCache, name: str, method: str) -> None:
     declared = [it.target.id for it in MODULE[name].body if isinstance(it, ast.AnnAssign)]  # type: ignore
     assert list(getattr(make_cache(), method)()) == declared
+
+
+def test_keys_of_costs(make_cache: MakeCache) -> None:
+    declared = [it.target.id for it in MODULE["RequestCosts"].body if isinstance(it, ast.AnnAssign)]  # type: ignore
+    cache = make_cache()
+    assert list(cache.costs(cache.bind(None, 0, 1)[0])) == declared
 
 
 def test_keys_of_a_plans_facts(make_cache: MakeCache) -> None:

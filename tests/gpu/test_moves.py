@@ -27,7 +27,8 @@ def _content(ids: torch.Tensor) -> torch.Tensor:
     return (ids[:, None] * 1_000_003 + places[:, None] * 7919 + words[None, :] * 31).to(torch.int32)
 
 
-def test_conversations_keep_their_contents() -> None:
+@pytest.mark.parametrize("map_ahead", [False, True])
+def test_conversations_keep_their_contents(map_ahead: bool) -> None:
     """Few slots, so that conversations take each other's pages; forwards are checked on the device and not waited for,
     but for those that the core asks for."""
     cache = KVCache(
@@ -38,6 +39,7 @@ def test_conversations_keep_their_contents() -> None:
         slot_tokens=1040,
         budget_pages=700,
         move_pages=True,
+        map_ahead=map_ahead,
     )
     stream = torch.cuda.Stream()
     cache.set_stream(stream.cuda_stream)

@@ -16,11 +16,11 @@ from vt_sglang.adapter.plugin import BACKEND
 from vt_sglang.config import (
     Kernel,
     VTensorConfig,
+    parse_auto_or_off,
     parse_block_tokens,
     parse_kernel,
     parse_page_bytes,
     parse_seconds,
-    parse_shared_decode,
 )
 
 
@@ -52,6 +52,12 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
         choices=("auto", "off"),
         help="Whether decode on a GPU reads a prefix that requests share once for all of them, where that pays (auto), "
         "or once for each (off), as FlashAttention-3 does in any case. Default: auto.",
+    )
+    group.add_argument(
+        "--vtensor-map-ahead",
+        choices=("auto", "off"),
+        help="Whether a thread maps and creates pages of GPU memory before they are needed (auto), or the scheduler "
+        "when they are (off). Default: auto.",
     )
     group.add_argument(
         "--vtensor-exportable-pages",
@@ -98,8 +104,9 @@ def read_flags(original: Callable[..., Any], cls: type, arguments: argparse.Name
     for name in ("page_bytes", "prefill_kernel", "decode_kernel", "event_block_tokens", "idle_trim"):
         if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
             given[name] = value[0]
-    if (shared := getattr(arguments, "vtensor_shared_decode", None)) is not None:
-        given["shared_decode"] = parse_shared_decode(shared)
+    for name in ("shared_decode", "map_ahead"):
+        if (value := getattr(arguments, f"vtensor_{name}", None)) is not None:
+            given[name] = parse_auto_or_off(value)
     for name in ("exportable_pages", "check"):
         if getattr(arguments, f"vtensor_{name}", None):
             given[name] = True

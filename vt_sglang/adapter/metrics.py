@@ -36,6 +36,10 @@ _COUNTERS: dict[str, tuple[str, Callable[[_Counts], float]]] = {
     "evicted_tokens": ("Tokens of the radix tree evicted.", lambda it: it["tokens_evicted"]),
     "driver_calls": ("Calls of the memory driver.", lambda it: it["driver_calls"]),
     "driver_seconds": ("Seconds spent in calls of the memory driver.", lambda it: it["driver_ns"] / 1e9),
+    "driver_wait_seconds": (
+        "Seconds that the scheduler spent in calls of the memory driver, or waiting for those of its thread.",
+        lambda it: it["driver_wait_ns"] / 1e9,
+    ),
     "pages_created": ("Physical pages created.", lambda it: it["pages_created"]),
     "pages_released": ("Physical pages given back to the driver.", lambda it: it["pages_released"]),
     "page_creations_failed": ("Pages not created for lack of memory.", lambda it: it["creations_failed"]),
@@ -44,6 +48,11 @@ _COUNTERS: dict[str, tuple[str, Callable[[_Counts], float]]] = {
     "pages_reused": ("Free pages taken where the slot mapped them already.", lambda it: it["pages_reused"]),
     "pages_mapped": ("Pages mapped.", lambda it: it["pages_mapped"]),
     "pages_unmapped": ("Pages unmapped or replaced in a mapping.", lambda it: it["pages_unmapped"]),
+    "pages_mapped_ahead": (
+        "Those of the pages mapped that were so before they were needed.",
+        lambda it: it["pages_mapped_ahead"],
+    ),
+    "pages_moved": ("Contents moved to another page, so that a mapping could stay.", lambda it: it["pages_moved"]),
     "guards_mapped": ("Those of the pages mapped that only make memory readable.", lambda it: it["guards_mapped"]),
     "slots_shed": ("Idle slots unmapped to stay under the system's limit of mappings.", lambda it: it["slots_shed"]),
     "tails_extended": ("Partly filled pages that a bind went on filling in place.", lambda it: it["tails_extended"]),

@@ -81,6 +81,7 @@ def init_pools(
         exportable_pages=VTensorConfig.from_environment().exportable_pages,
         block_tokens=event_block_tokens(configurator.server_args),
         move_pages=driver == "cuda",
+        map_ahead=driver == "cuda" and VTensorConfig.from_environment().map_ahead,
     )
     check_mappings(core, context)
     if core.total_tokens != sizes.max_total_num_tokens:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request rows: a request's row is its slot."""
 
+import logging
 from typing import Any, NoReturn
 
 import torch
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
 from vt_sglang._core import KVCache
+
+logger = logging.getLogger(__name__)
 
 
 class VTensorRows(ReqToTokenPool):
@@ -51,6 +54,8 @@ class VTensorRows(ReqToTokenPool):
     def free(self, req: Any) -> None:
         """End a request's slot."""
         assert req.req_pool_idx is not None, "request must have req_pool_idx"
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("Request %s: %s", req.rid, _told(self.core, req.req_pool_idx))
         self.core.release(req.req_pool_idx)
         req.req_pool_idx = None
 
@@ -61,3 +66,15 @@ class VTensorRows(ReqToTokenPool):
     def clear(self) -> None:
         """After a flush, which SGLang does only when no request is left."""
         self.req_generation.zero_()
+
+
+def _told(core: KVCache, slot: int) -> str:
+    """What a live request has cost, in words: shared memory in bytes, calls in pages, time in milliseconds."""
+    costs = core.costs(slot)
+    return (
+        f"{costs['pages_adopted'] * core.page_bytes} bytes of its prefix adopted, "
+        f"{costs['pages_aliased'] * core.page_bytes} aliased; {costs['pages_mapped']} pages mapped, "
+        f"{costs['pages_unmapped']} unmapped, {costs['pages_reused']} taken where they were mapped, "
+        f"{costs['pages_moved']} moved; tail {'copied' if costs['tail_copied'] else 'not copied'}; "
+        f"{costs['driver_wait_ns'] / 1e6:.3f} ms in the driver"
+    )
