@@ -21,10 +21,10 @@ needs_float8 = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["triton", "fa3"])
+@pytest.fixture(params=["triton", "fa3", "auto"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """For prefill and for decode."""
-    if request.param == "fa3" and torch.cuda.get_device_capability()[0] != 9:
+    """For prefill and for decode. `auto`: in prefill one of the other two, batch by batch, and Triton in decode."""
+    if request.param != "triton" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("FlashAttention-3 needs a Hopper GPU")
     monkeypatch.setenv("VTENSOR_PREFILL_KERNEL", request.param)
     monkeypatch.setenv("VTENSOR_DECODE_KERNEL", request.param)
@@ -50,7 +50,7 @@ def backend(request: pytest.FixtureRequest, kernel: str) -> Any:
     from vt_sglang.layout import KVLayout
 
     layer_count, dtype = request.param
-    if dtype == FLOAT8 and kernel == "fa3":
+    if dtype == FLOAT8 and kernel != "triton":
         pytest.skip("FlashAttention-3 takes no float8 beside queries in bfloat16")
     layout = KVLayout(
         layers=layer_count, kv_heads=KV_HEADS, head_dim=HEAD_DIM, v_head_dim=HEAD_DIM, itemsize=dtype.itemsize
@@ -163,6 +163,33 @@ def test_chunks_and_decode(backend: Any) -> None:
     for step in range(3):
         starts = [it[1] + step for it in lengths]
         _run(backend, sequences, starts, [start + 1 for start in starts], decode=True)
+
+
+def test_the_kernel_changes_between_chunks(backend: Any, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one kernel stored and computed the other goes on from; guards are there whichever it is."""
+    from vt_sglang.adapter import fa3, prefill, prefill_choice
+
+    if kernel != "auto":
+        pytest.skip("there is nothing to choose")
+    assert isinstance(backend._prefill, prefill_choice.ChosenPrefill)
+    assert backend.pool.prefill_guard_tokens == fa3.GUARD_TOKENS
+    attended = []
+    for kind in (prefill.TritonPrefill, fa3.Fa3Prefill):
+
+        def noted(self: Any, *args: Any, kind: type = kind, original: Any = kind.forward) -> None:
+            attended.append((kind.__name__, args[2].layer_id))
+            original(self, *args)
+
+        monkeypatch.setattr(kind, "forward", noted)
+    most = prefill_choice.MOST_STEPS
+    core, guard = backend.pool.core, backend.pool.prefill_guard_tokens
+    sequences = [Sequence(backend, core.bind(None, 0, last, guard)[0]) for last in (1500, 400)]
+    borders = [(0, 0), (700, 130), (1100, 200), (1300, 399), (1500, 400)]
+    for step, (starts, ends) in enumerate(zip(borders, borders[1:], strict=False)):
+        monkeypatch.setattr(prefill_choice, "MOST_STEPS", 0 if step % 2 else most)
+        _run(backend, sequences, list(starts), list(ends), decode=False)
+        chosen = "Fa3Prefill" if step % 2 else "TritonPrefill"
+        assert attended[-2:] == [(chosen, 0), ("Fa3Prefill", 1)]  # the second layer has a window
 
 
 class Captured:
@@ -288,7 +315,7 @@ def test_what_is_shared_is_read_once(backend: Any, kernel: str) -> None:
             ends = [length + 1 for length in family.lengths]
             _run(backend, family.members, family.lengths, ends, decode=True)
             saved = 700 * (len(family.members) - 1) / LAYERS  # the other layer has a window
-            assert backend.pool.batch_saved_tokens == (saved if kernel == "triton" else 0)
+            assert backend.pool.batch_saved_tokens == (0 if kernel == "fa3" else saved)
             family.lengths = ends
         family.core.release(family.members.pop(0).slot)
         family.lengths.pop(0)
