@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention backend over real virtual tensors on a GPU: prefill, decode, and decode replayed from a CUDA graph."""
 
+import itertools
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -185,7 +186,7 @@ def test_the_kernel_changes_between_chunks(backend: Any, kernel: str, monkeypatc
     core, guard = backend.pool.core, backend.pool.prefill_guard_tokens
     sequences = [Sequence(backend, core.bind(None, 0, last, guard)[0]) for last in (1500, 400)]
     borders = [(0, 0), (700, 130), (1100, 200), (1300, 399), (1500, 400)]
-    for step, (starts, ends) in enumerate(zip(borders, borders[1:], strict=False)):
+    for step, (starts, ends) in enumerate(itertools.pairwise(borders)):
         monkeypatch.setattr(prefill_choice, "MOST_STEPS", 0 if step % 2 else most)
         _run(backend, sequences, list(starts), list(ends), decode=False)
         chosen = "Fa3Prefill" if step % 2 else "TritonPrefill"
