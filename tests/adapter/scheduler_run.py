@@ -58,6 +58,23 @@ def force_tokens(run: "Run") -> None:
     Sampler.forward = forward
 
 
+POISON = 2**31 - 1
+"""An index of no token: on a GPU what reads there faults, on a CPU it is out of range."""
+
+
+def poison_index_table() -> None:
+    """Have SGLang's table of token indices hold nothing that could be used."""
+    from vt_sglang.adapter.rows import VTensorRows
+
+    bound = VTensorRows.bound
+
+    def poisoned(rows: Any, slot: int) -> None:
+        bound(rows, slot)
+        rows.req_to_token.fill_(POISON)
+
+    VTensorRows.bound = poisoned  # type: ignore[method-assign]
+
+
 class _Unmappable:
     """A core whose driver has no memory for any mapping."""
 
@@ -104,6 +121,8 @@ class Run:
 
             patience.time = types.SimpleNamespace(sleep=lambda _: None)  # nothing changes by waiting
 
+        if settings.get("poison_index_table"):
+            poison_index_table()
         arguments = ServerArgs(**settings["server_args"])
         arguments.check_server_args()
         ports = PortArgs.init_new(arguments)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long prompts that arrive while others decode, prefilled in one batch with these (`--enable-mixed-chunk`)."""
+"""Long prompts that arrive while others decode, prefilled in one batch with these (`--enable-mixed-chunk`); and nothing
+on the way, in prefill, decode or both at once, reads SGLang's table of token indices, which holds rubbish."""
 
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def test_log_probabilities_are_stocks_without_mixing(tmp_path: Path) -> None:
         settings = {
             "server_args": common | arguments,
             "environment": {"VTENSOR_PAGE_BYTES": "4096", "VTENSOR_CHECK": "1"},
+            "poison_index_table": name == "mixed",
             "workload": {
                 "kind": "generations",
                 "seed": 4,

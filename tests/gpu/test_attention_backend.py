@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -191,6 +192,41 @@ def test_the_kernel_changes_between_chunks(backend: Any, kernel: str, monkeypatc
         _run(backend, sequences, list(starts), list(ends), decode=False)
         chosen = "Fa3Prefill" if step % 2 else "TritonPrefill"
         assert attended[-2:] == [(chosen, 0), ("Fa3Prefill", 1)]  # the second layer has a window
+
+
+class _NoIndices(TorchDispatchMode):
+    """Refuses operations that look up by index, and tensors of so many integers that they might be tokens' indices."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.seen = most, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("index", "index_select", "gather", "take", "embedding", "repeat_interleave"), name
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point():
+                assert tensor.numel() < self.most or tensor.dtype == torch.uint8, (name, tensor.shape)
+        self.seen += 1
+        return result
+
+
+def test_no_index_of_tokens_is_built_or_read(backend: Any) -> None:
+    """The backend was made without SGLang's table, and makes none of its own: all that it has of a batch is a few
+    numbers for each request and tile, and where new tokens are stored."""
+    core, guard = backend.pool.core, max(backend.pool.prefill_guard_tokens, backend.pool.decode_guard_tokens)
+    sequences = [Sequence(backend, core.bind(None, 0, 4100, guard)[0]) for _ in range(2)]
+    _run(backend, sequences, [0, 0], [4000, 4000], decode=False)
+    for decode, new in ((False, 40), (True, 1)):
+        batch = _batch(backend, sequences, [4000, 4000], [4000 + new] * 2, decode=decode)
+        forward = backend.forward_decode if decode else backend.forward_extend
+        q, k, v = (_random(2 * new, heads).flatten(1) for heads in (HEADS, KV_HEADS, KV_HEADS))
+        with _NoIndices(8000) as watched:
+            backend.init_forward_metadata(batch)
+            for layer in backend.layers:
+                forward(q, k, v, layer, batch)
+        assert watched.seen > 0
 
 
 class Captured:

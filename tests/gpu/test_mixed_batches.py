@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """On a GPU, with CUDA graphs and the overlap schedule: long prompts that arrive while others decode, prefilled in one
-batch with these (`--enable-mixed-chunk`). What the model thinks of each token is what it thinks without mixing."""
+batch with these (`--enable-mixed-chunk`). What the model thinks of each token is what it thinks without mixing; and
+nothing on the way reads SGLang's table of token indices, which holds rubbish."""
 
 import json
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_log_probabilities_are_those_without_mixing(tmp_path: Path, monkeypatch:
             },
             "environment": {"VTENSOR_PREFILL_KERNEL": kernel},
             "check_every": 20,
+            "poison_index_table": mixed,
             "workload": {
                 "kind": "generations",
                 "seed": 4,
