@@ -144,12 +144,13 @@ def _configs() -> list[PrefillConfig]:
     ]
 
 
-def measure(sweep: bool) -> list[dict[str, Any]]:
-    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's Triton kernel beside."""
+def measure(sweep: bool, short: bool = False) -> list[dict[str, Any]]:
+    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's Triton kernel beside;
+    with `short`, other shapes."""
     flops, read = matmul_ceiling(), read_ceiling()
     print(f"matrix products: {flops / 1e12:.0f} TFLOP/s; read ceiling: {read / 1e12:.2f} TB/s")
     rows = []
-    for shape in prefill_shapes():
+    for shape in prefill_shapes(short):
         batch = Batch(shape)
         row: dict[str, Any] = {"shape": shape.name, "gigaflop": shape.flops / 1e9}
         row["floor_us"] = shape.floor_seconds(flops, read) * 1e6

@@ -46,11 +46,13 @@ class PrefillShape:
         return "hopper" if hopper_is_faster(new, prefixes, **heads, processors=processors) else "fa3_contiguous"
 
 
-def prefill_shapes() -> list[PrefillShape]:
-    """All of them; the ragged batches are the same in every run."""
+def prefill_shapes(short: bool = False) -> list[PrefillShape]:
+    """All of them; the ragged batches are the same in every run. `short`: others, in which rows see few tokens."""
     draw = random.Random(1)
     ragged = tuple((draw.randint(512, 1536), draw.randint(1, 128)) for _ in range(64))
     plain = [(1, 0, 8192), (1, 32_768, 512), (1, 131_072, 2048), (4, 8192, 1024), (16, 4096, 128)]
+    if short:
+        plain = [(8, 0, 160), (16, 0, 512), (4, 0, 2048), (16, 640, 128), (64, 640, 128), (16, 1280, 128)]
     shapes = []
     for heads, kv_heads in ((32, 8), (8, 1)):
         suffix = "" if kv_heads == 8 else ", 8 heads on 1"
@@ -58,5 +60,7 @@ def prefill_shapes() -> list[PrefillShape]:
             PrefillShape(f"{batch}: {prefix:,} + {new:,}{suffix}", ((prefix, new),) * batch, heads, kv_heads)
             for batch, prefix, new in plain
         ]
+        if short:
+            continue
         shapes.append(PrefillShape(f"64: about 1,024 + 64{suffix}", ragged, heads, kv_heads))
     return shapes

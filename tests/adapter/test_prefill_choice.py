@@ -11,13 +11,13 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from vt_sglang.triton_kernels.prefill_hopper_plan import TILE, HopperPlan
 
 from vt_sglang.adapter import prefill
-from vt_sglang.adapter.prefill_choice import MOST_STEPS, ChosenPrefill, hopper_is_faster
+from vt_sglang.adapter.prefill_choice import LEAST_TILES, MOST_STEPS, ChosenPrefill, hopper_is_faster
 
 H100: dict[str, int] = {"heads": 32, "kv_heads": 8, "processors": 132}
 
 
 def test_little_work_is_the_projects_and_much_flash_attentions() -> None:
-    assert hopper_is_faster([64], [500], **H100)
+    assert hopper_is_faster([64], [2000], **H100)
     assert not hopper_is_faster([8192], [0], **H100)
     # A request of one row tile for each of 8 KV heads, and so many steps for each.
     most = MOST_STEPS * 132 // 8
@@ -27,9 +27,15 @@ def test_little_work_is_the_projects_and_much_flash_attentions() -> None:
 
 
 def test_requests_that_take_another_launch_are_flash_attentions() -> None:
-    assert not hopper_is_faster([64, 100], [500, TILE - 100], **H100)
-    assert hopper_is_faster([64, 101], [500, TILE - 100], **H100)
-    assert hopper_is_faster([64, 0], [500, 10], **H100), "without new tokens nothing is launched for it"
+    assert not hopper_is_faster([64, 100], [5000, TILE - 100], **H100)
+    assert hopper_is_faster([64, 101], [5000, TILE - 100], **H100)
+    assert hopper_is_faster([64, 0], [5000, 10], **H100), "without new tokens nothing is launched for it"
+
+
+def test_what_sees_few_tokens_is_flash_attentions() -> None:
+    assert not hopper_is_faster([512] * 16, [0] * 16, **H100)
+    assert not hopper_is_faster([32], [LEAST_TILES * TILE - 17], **H100)
+    assert hopper_is_faster([32], [LEAST_TILES * TILE - 16], **H100)
 
 
 class _Kernel:
@@ -62,7 +68,7 @@ def test_each_batch_and_shape_of_layers_has_its_kernel() -> None:
     pool: Any = SimpleNamespace(dtype=torch.bfloat16)
     fa3, own = _Kernel(), _Kernel()
     kernel = ChosenPrefill(fa3, own, pool, torch.nn.ModuleList(layers), processors=132)  # type: ignore[arg-type]
-    _forward(kernel, layers, [100], [500])
+    _forward(kernel, layers, [100], [2500])
     assert (own.layers, fa3.layers) == ([0, 1], [2])  # a window is FlashAttention-3's
     _forward(kernel, layers, [512], [32_768])
     assert (own.layers, fa3.layers) == ([0, 1, 1], [2, 0, 2])
@@ -76,7 +82,7 @@ def test_nothing_is_prepared_that_does_not_attend() -> None:
     pool: Any = SimpleNamespace(dtype=torch.float16)
     fa3, own = _Kernel(), _Kernel()
     kernel = ChosenPrefill(fa3, own, pool, torch.nn.ModuleList(layers), processors=132)  # type: ignore[arg-type]
-    _forward(kernel, layers, [100], [500])
+    _forward(kernel, layers, [100], [2500])
     _forward(kernel, layers, [8192], [0])
     assert (own.layers, fa3.layers, own.prepared, fa3.prepared) == ([0], [0], 1, 1)
 

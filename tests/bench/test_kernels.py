@@ -50,6 +50,12 @@ def test_the_shapes_are_those_of_the_results() -> None:
     assert [shape.flops / 1e9 for shape in prefill_shapes()] == [row["gigaflop"] for row in rows]
 
 
+def test_short_prompts_are_other_shapes_and_none_too_short_for_the_kernel() -> None:
+    short = prefill_shapes(short=True)
+    assert not {shape.name for shape in short} & {shape.name for shape in prefill_shapes()}
+    assert min(length for shape in short for length in shape.lengths) > 128
+
+
 def test_auto_takes_the_fastest_kernel_in_every_shape_that_was_measured() -> None:
     """Of those that a server has on a Hopper GPU; and it is faster than FlashAttention-3 with pages of 1 token, as
     SGLang runs it, everywhere, and by 8 % on average."""

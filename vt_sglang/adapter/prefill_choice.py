@@ -24,6 +24,9 @@ MEASURED_HEAD_DIM = 128
 MOST_STEPS = 100
 """Steps a multiprocessor up to which the project's kernel was measured to be faster: see `hopper_is_faster`."""
 
+LEAST_TILES = 8
+"""Tiles of tokens that a row tile sees, on average over a batch, from which on both kernels were measured."""
+
 
 def hopper_is_faster(
     new: Sequence[int], prefixes: Sequence[int], *, heads: int, kv_heads: int, processors: int
@@ -38,8 +41,10 @@ def hopper_is_faster(
     about 1.6 us of a multiprocessor each: in bench/results/prefill.json the project's kernel is ahead in all shapes of
     up to 83 steps a multiprocessor, by 0.6 to 8.5 %, and behind in all from 124 on, by 0.2 to 12 %.
 
-    A request of no more than `TILE` tokens takes another launch of another kernel each layer, which costs what
-    there is to win.
+    Row tiles that see fewer than `LEAST_TILES` tiles of tokens on average, as those of short prompts without a prefix,
+    were not compared, and are left to FlashAttention-3: beginning and ending them would weigh more than what they do.
+    A request of no more than `TILE` tokens takes another launch of another kernel each layer, which costs what there
+    is to win.
 
     Args:
         new: each request's new tokens.
@@ -52,8 +57,8 @@ def hopper_is_faster(
     if ((news > 0) & (news + befores <= TILE)).any():
         return False
     row_tiles = -(-news * (heads // kv_heads) // ROWS)
-    steps = row_tiles * (befores + news / 2) / TILE
-    return bool(kv_heads * steps.sum() <= MOST_STEPS * processors)
+    steps = (row_tiles * (befores + news / 2) / TILE).sum()
+    return bool(LEAST_TILES * row_tiles.sum() <= steps and kv_heads * steps <= MOST_STEPS * processors)
 
 
 class ChosenPrefill:
