@@ -11,6 +11,7 @@ from fa3_paged import paged_decode
 from gpu_timing import graph_seconds, read_ceiling, sides_seconds
 from kv_layouts import HEAD_DIM, Paged, VirtualTensors, relative_error, rotated
 from rich.table import Table
+from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan
 
@@ -71,6 +72,28 @@ def _triton(
     return run
 
 
+def _fa3(tensors: VirtualTensors, q: torch.Tensor, lengths: torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """FlashAttention-3 over the same virtual tensors, as `--vtensor-decode-kernel fa3` calls it."""
+    starts = torch.arange(len(lengths) + 1, dtype=torch.int32, device="cuda")
+    slots = tensors.slots.int()
+
+    def run(index: int) -> torch.Tensor:
+        k, v = tensors.layer(index)
+        return flash_attn_with_kvcache(
+            q,
+            k,
+            v,
+            cache_seqlens=lengths,
+            cache_batch_idx=slots,
+            cu_seqlens_q=starts,
+            max_seqlen_q=1,
+            softmax_scale=HEAD_DIM**-0.5,
+            causal=True,
+        )
+
+    return run
+
+
 _SWEPT = [DecodeConfig(*it) for it in ((64, 4, 3, 2), (64, 4, 3, 1), (64, 4, 4, 1))]
 
 
@@ -87,10 +110,11 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
         sides = {
             f"fa3_page{page}": paged_decode(q, paged.buffers, paged.table, lengths, max(shape.lengths))
             for page, paged in ((page, Paged(shape.lengths, tensors, page)) for page in (1, 64))
-        } | {"triton": _triton(shape, tensors, q, lengths)}
+        } | {"fa3_contiguous": _fa3(tensors, q, lengths), "triton": _triton(shape, tensors, q, lengths)}
         expected = sides["fa3_page1"](0).clone()
-        error = relative_error(sides["triton"](0), expected)
-        assert error < 2e-2, f"{shape.name}: kernels disagree by {error}"
+        for name in ("fa3_contiguous", "triton"):
+            error = relative_error(sides[name](0), expected)
+            assert error < 2e-2, f"{shape.name}: {name} disagrees with FlashAttention-3 on pages by {error}"
         seconds = sides_seconds({name: rotated(run, tensors) for name, run in sides.items()})
         row |= {f"{name}_us": its * 1e6 for name, its in seconds.items()}
         if sweep:
@@ -116,9 +140,12 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows for a terminal."""
-    shown = Table("decode, us", "FA3 page 1", "FA3 page 64", "Triton", "best FA3 / Triton", "floor", "of floor")
+    shown = Table(
+        "decode, us", "FA3 page 1", "FA3 page 64", "FA3 contiguous", "Triton", "best paged FA3 / Triton", "floor",
+        "of floor",
+    )  # fmt: skip
     for row in rows:
-        numbers = [row["fa3_page1_us"], row["fa3_page64_us"], row["triton_us"]]
+        numbers = [row[f"{side}_us"] for side in ("fa3_page1", "fa3_page64", "fa3_contiguous", "triton")]
         shown.add_row(
             row["shape"],
             *(f"{number:,.1f}" for number in numbers),

@@ -2,14 +2,14 @@
 """Prefix-prefill: several new tokens a request behind a prefix."""
 
 import itertools
-import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from gpu_timing import graph_seconds, sides_seconds
-from kv_layouts import HEAD_DIM, Paged, VirtualTensors, relative_error, rotated
+from gpu_timing import graph_seconds, matmul_ceiling, read_ceiling, sides_seconds
+from kv_layouts import Paged, VirtualTensors, relative_error, rotated
+from prefill_shapes import HEAD_DIM, PrefillShape, prefill_shapes
 from rich.table import Table
 from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
@@ -19,41 +19,8 @@ from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
 
 Run = Callable[[int], torch.Tensor]
 
-
-@dataclass(frozen=True)
-class PrefillShape:
-    """A batch of requests of (prefix, new) tokens."""
-
-    name: str
-    requests: tuple[tuple[int, int], ...]
-    heads: int = 32
-    kv_heads: int = 8
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each request."""
-        return [prefix + new for prefix, new in self.requests]
-
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of the two products, for what is visible."""
-        pairs = sum(new * prefix + new * (new + 1) // 2 for prefix, new in self.requests)
-        return 4 * self.heads * HEAD_DIM * pairs
-
-
-def _shapes() -> list[PrefillShape]:
-    draw = random.Random(1)
-    ragged = tuple((draw.randint(512, 1536), draw.randint(1, 128)) for _ in range(64))
-    plain = [(1, 0, 8192), (1, 32_768, 512), (1, 131_072, 2048), (4, 8192, 1024), (16, 4096, 128)]
-    shapes = []
-    for heads, kv_heads in ((32, 8), (8, 1)):
-        suffix = "" if kv_heads == 8 else ", 8 heads on 1"
-        shapes += [
-            PrefillShape(f"{batch}: {prefix:,} + {new:,}{suffix}", ((prefix, new),) * batch, heads, kv_heads)
-            for batch, prefix, new in plain
-        ]
-        shapes.append(PrefillShape(f"64: about 1,024 + 64{suffix}", ragged, heads, kv_heads))
-    return shapes
+CHOICES = {"hopper": "Hopper", "fa3_contiguous": "FA3"}
+"""How the sides that `auto` chooses from are shown."""
 
 
 class Batch:
@@ -177,12 +144,16 @@ def _configs() -> list[PrefillConfig]:
     ]
 
 
-def measure(sweep: bool) -> list[dict[str, Any]]:
-    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's Triton kernel beside."""
+def measure(sweep: bool, short: bool = False) -> list[dict[str, Any]]:
+    """A row a shape, times in microseconds; with `sweep`, many configurations of the project's Triton kernel beside;
+    with `short`, other shapes."""
+    flops, read = matmul_ceiling(), read_ceiling()
+    print(f"matrix products: {flops / 1e12:.0f} TFLOP/s; read ceiling: {read / 1e12:.2f} TB/s")
     rows = []
-    for shape in _shapes():
+    for shape in prefill_shapes(short):
         batch = Batch(shape)
         row: dict[str, Any] = {"shape": shape.name, "gigaflop": shape.flops / 1e9}
+        row["floor_us"] = shape.floor_seconds(flops, read) * 1e6
         scattered = Paged(shape.lengths, batch.tensors, 1)
         sides = {
             "fa3_page1": _fa3(batch, scattered.buffers.__getitem__, page_table=scattered.table),
@@ -198,6 +169,9 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
             assert error < 2e-2, f"{shape.name}: {name} disagrees with FlashAttention-3 by {error}"
         seconds = sides_seconds({name: rotated(run, batch.tensors) for name, run in sides.items()})
         row |= {f"{name}_us": its * 1e6 for name, its in seconds.items()}
+        if "hopper" in sides:
+            row["auto"] = shape.chosen(torch.cuda.get_device_properties(0).multi_processor_count)
+            row["auto_us"] = row[f"{row['auto']}_us"]
         if sweep:
             swept = []
             for config in _configs():
@@ -210,17 +184,19 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
             for us, config in swept[:4]:
                 print(f"  {shape.name}: {us:.1f} us {config}", flush=True)
         rows.append(row)
-        print({name: round(value, 1) for name, value in row.items() if name.endswith("_us")}, shape.name, flush=True)
+        times = {name: round(value, 1) for name, value in row.items() if name.endswith("_us")}
+        print(times, shape.name, row.get("auto", ""), flush=True)
         del batch, scattered, sides, run
         torch.cuda.empty_cache()
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for a terminal: TFLOP/s, and what is gained over FlashAttention-3 with pages of one token."""
+    """The rows for a terminal: TFLOP/s, what is gained over FlashAttention-3 with pages of one token, what a server's
+    `auto` takes, and how near that comes to the floor."""
     shown = Table(
         "prefill, TFLOP/s", "FA3 page 1", "SGLang Triton", "FA3 contiguous", "over page 1", "Triton", "over page 1",
-        "Hopper", "over page 1", "over contiguous", "over SGLang's",
+        "Hopper", "over page 1", "over contiguous", "over SGLang's", "auto", "over page 1", "of floor",
     )  # fmt: skip
     for row in rows:
         own = "hopper" if "hopper_us" in row else "triton"
@@ -244,5 +220,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
             over("fa3_page1", "hopper"),
             over("fa3_contiguous", "hopper"),
             over("sglang_triton", own),
+            CHOICES[row["auto"]] if "auto" in row else "",
+            over("fa3_page1", "auto"),
+            f"{row['floor_us'] / row.get('auto_us', row['triton_us']):.0%}",
         )
     return shown

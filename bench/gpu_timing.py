@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times on a GPU: medians of CUDA-graph replays, and the rate at which memory can be read at all."""
+"""Times on a GPU: medians of CUDA-graph replays, and the rates at which it reads and computes at all."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -64,3 +64,10 @@ def read_ceiling(gigabytes: int = 4) -> float:
     out = torch.empty(programs, dtype=torch.int32, device="cuda")
     seconds = graph_seconds([lambda: _read_kernel[(programs,)](data, out, BLOCK=block, STEPS=steps, num_warps=8)])
     return data.numel() * 4 / seconds
+
+
+def matmul_ceiling(size: int = 8192) -> float:
+    """Floating-point operations a second of a plain product of two square matrices in bfloat16, as PyTorch makes it."""
+    left, right = (torch.randn(size, size, device="cuda").bfloat16() for _ in range(2))
+    out = torch.empty_like(left)
+    return 2 * size**3 / graph_seconds([lambda: torch.matmul(left, right, out=out)])

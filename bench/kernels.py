@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The project's attention kernels beside FlashAttention-3 and SGLang's Triton kernels, on one GPU, in one run.
 
-    python bench/kernels.py {decode,prefill,shared} [--sweep] [--json bench/results/decode.json]
+    python bench/kernels.py {decode,prefill,shared} [--sweep] [--short] [--json bench/results/decode.json]
 
 The project's kernels read token-major virtual tensors `[slot][token][layer][K, V][kv head][head dim]`; the others read
 layers of their own through a table over scattered pages, of 1 token as SGLang runs them, and more. Every time is the
@@ -24,11 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("operation", choices=sorted(_OPERATIONS))
     parser.add_argument("--sweep", action="store_true", help="try many configurations of the project's kernel")
+    parser.add_argument("--short", action="store_true", help="prefill only: short prompts in place of the usual shapes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    if arguments.short and arguments.operation != "prefill":
+        parser.error("--short: there are such shapes of prefill only")
     operation = _OPERATIONS[arguments.operation]
     try:
-        rows = operation.measure(arguments.sweep)
+        rows = operation.measure(arguments.sweep, **({"short": True} if arguments.short else {}))
     except ValueError as error:
         parser.error(str(error))
     Console(width=130).print(operation.table(rows))

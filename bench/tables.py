@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,10 +55,18 @@ def _tree(result: dict[str, Any]) -> str:
 
 
 def _decode(result: dict[str, Any]) -> str:
+    """Results from before FlashAttention-3 was measured over virtual tensors lack that column."""
+    names = {
+        "fa3_page1": "FA3 page 1",
+        "fa3_page64": "FA3 page 64",
+        "fa3_contiguous": "FA3 contiguous",
+        "triton": "Triton",
+    }
+    sides = _measured(result, names)
     rows = [
         [
             row["shape"],
-            *(f"{row[name]:,.1f}" for name in ("fa3_page1_us", "fa3_page64_us", "triton_us")),
+            *(f"{row[f'{side}_us']:,.1f}" for side in sides),
             f"{row['fa3_page1_us'] / row['triton_us']:.3f}",
             f"{row['ratio']:.3f}",
             f"{row['floor_us']:,.1f}",
@@ -66,24 +74,22 @@ def _decode(result: dict[str, Any]) -> str:
         ]
         for row in result["results"]
     ]
-    header = [
-        "batch x tokens, us",
-        "FA3 page 1",
-        "FA3 page 64",
-        "Triton",
-        "over page 1",
-        "over the better",
-        "floor",
-        "of the floor",
-    ]
+    # "The better" is that of the two on pages.
+    header = ["batch x tokens, us", *(names[it] for it in sides), "over page 1", "over the better", "floor"]
     over_page1 = fmean(row["fa3_page1_us"] / row["triton_us"] for row in result["results"])
     over_better = fmean(row["ratio"] for row in result["results"])
-    mean = ["mean", "", "", "", f"{over_page1:.3f}", f"{over_better:.3f}", "", ""]
-    return _markdown(header, [*rows, mean])
+    mean = ["mean", *[""] * len(sides), f"{over_page1:.3f}", f"{over_better:.3f}", "", ""]
+    return _markdown([*header, "of the floor"], [*rows, mean])
+
+
+def _measured(result: dict[str, Any], sides: Iterable[str]) -> list[str]:
+    """Those sides that have a time in every row."""
+    return [side for side in sides if all(f"{side}_us" in row for row in result["results"])]
 
 
 def _prefill(result: dict[str, Any]) -> str:
-    """Results from before there was a kernel for Hopper lack its columns."""
+    """Results from before there was a kernel for Hopper lack its columns, and older ones what `auto` takes, and the
+    floor."""
     names = {
         "fa3_page1": "FA3 page 1",
         "sglang_triton": "SGLang's Triton",
@@ -91,26 +97,43 @@ def _prefill(result: dict[str, Any]) -> str:
         "triton": "Triton",
         "hopper": "Hopper",
     }
-    sides = [side for side in names if all(f"{side}_us" in row for row in result["results"])]
+    sides = _measured(result, names)
     own = sides[-1]
-    ratios = [("sglang_triton", own), ("fa3_page1", own), ("fa3_page1", "fa3_contiguous")]
+    ratios = [("sglang_triton", own, ".2f"), ("fa3_page1", own, ".3f"), ("fa3_page1", "fa3_contiguous", ".3f")]
     header = ["requests: prefix + new, TFLOP/s", *(names[side] for side in sides), "over SGLang's", "over FA3 page 1"]
     header.append("FA3 contiguous over page 1")
     if own == "hopper":
-        ratios.append(("fa3_contiguous", own))
+        ratios.append(("fa3_contiguous", own, ".3f"))
         header.append("over FA3 contiguous")
-    forms = [".2f", *[".3f"] * (len(ratios) - 1)]
+    chooses = bool(_measured(result, ["auto"]))
+    floors = bool(_measured(result, ["floor"]))
+    if chooses:
+        ratios.append(("fa3_page1", "auto", ".3f"))
+        header += ["auto over page 1", "auto"]
+    if floors:
+        header += ["floor, us", "of the floor"]
 
     def shown(numbers: Sequence[float]) -> list[str]:
-        return [f"{number:{form}}" for number, form in zip(numbers, forms, strict=True)]
+        return [f"{number:{form}}" for number, (*_, form) in zip(numbers, ratios, strict=True)]
 
-    gains = [[row[f"{over}_us"] / row[f"{us}_us"] for over, us in ratios] for row in result["results"]]
+    def more(row: dict[str, Any]) -> list[str]:
+        best = row["auto_us"] if chooses else row[f"{own}_us"]
+        floor = [f"{row['floor_us']:,.1f}", f"{row['floor_us'] / best:.0%}"] if floors else []
+        return [names[row["auto"]], *floor] if chooses else floor
+
+    gains = [[row[f"{over}_us"] / row[f"{us}_us"] for over, us, _ in ratios] for row in result["results"]]
     rows = [
-        [row["shape"], *(f"{1e3 * row['gigaflop'] / row[f'{side}_us']:,.0f}" for side in sides), *shown(gain)]
+        [
+            row["shape"],
+            *(f"{1e3 * row['gigaflop'] / row[f'{side}_us']:,.0f}" for side in sides),
+            *shown(gain),
+            *more(row),
+        ]
         for row, gain in zip(result["results"], gains, strict=True)
     ]
     means = [fmean(column) for column in zip(*gains, strict=True)]
-    return _markdown(header, [*rows, ["mean", *[""] * len(sides), *shown(means)]])
+    empty = [""] * (chooses + 2 * floors)
+    return _markdown(header, [*rows, ["mean", *[""] * len(sides), *shown(means), *empty]])
 
 
 def _shared(result: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The project's own options: launch flags, and environment variables that carry them to every process of a server."""
 
+import difflib
 import os
 import re
 from dataclasses import dataclass, fields
@@ -10,6 +11,11 @@ from typing import Self
 MEMORY_LIMIT = "vtensor_memory_limit"
 """Among the `server_args` of SGLang's /set_internal_state: bytes that the KV cache may take; 0: all that the server was
 started with."""
+
+_PREFIX = "VTENSOR_"
+
+# What Kubernetes sets in every container for a service whose name begins with `vtensor`.
+_SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
 _UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
@@ -109,7 +115,9 @@ class VTensorConfig:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The options that the variables set. ValueError, naming the variable, for a value that cannot be."""
+        """The options that the variables set. ValueError, naming the variable, for a value that cannot be, and for a
+        name that begins as these do and is none of them."""
+        _refuse_unknown([field.name.upper() for field in fields(cls)])
         parsers = {
             "page_bytes": parse_page_bytes,
             "prefill_kernel": parse_kernel,
@@ -123,7 +131,7 @@ class VTensorConfig:
         }
         values = {}
         for name, parse in parsers.items():
-            variable = f"VTENSOR_{name.upper()}"
+            variable = f"{_PREFIX}{name.upper()}"
             if (text := os.environ.get(variable)) is not None:
                 try:
                     values[name] = parse(text)
@@ -136,4 +144,18 @@ class VTensorConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             text = "auto" if value is None else str(int(value) if isinstance(value, bool) else value)
-            os.environ[f"VTENSOR_{field.name.upper()}"] = text
+            os.environ[f"{_PREFIX}{field.name.upper()}"] = text
+
+
+def _refuse_unknown(known: list[str]) -> None:
+    """ValueError for variables that look like an option's and set none: a name that is mistyped would else be no more
+    than a default that stays."""
+    told = []
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(_PREFIX)
+        if name == variable or name in known or _SERVICE_LINK.fullmatch(name):
+            continue
+        nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)[0]
+        told.append(f"{variable} sets no option of vt-sglang; the nearest is {_PREFIX}{nearest}")
+    if told:
+        raise ValueError(f"{'; '.join(told)}. Correct the name, or unset the variable")

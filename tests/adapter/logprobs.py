@@ -39,3 +39,20 @@ def compare(stock: dict[str, Any], other: dict[str, Any]) -> Difference:
             largest = max(largest, abs(mine[1] - theirs[1]))
             tokens += 1
     return Difference(tokens, parted, largest, largest_gap)
+
+
+class ForcedDifference(NamedTuple):
+    """Of log probabilities, in nats, of tokens that were forced on both servers."""
+
+    tokens: int
+    largest: float
+    mean: float
+
+
+def compare_noted(first: dict[str, Any], second: dict[str, Any]) -> ForcedDifference:
+    """How far two results of scheduler_run.py are from each other whose workloads had `noted`."""
+    assert first["noted"].keys() == second["noted"].keys() != set()
+    found = []
+    for rid, expected in first["noted"].items():
+        found += [abs(a - b) for a, b in zip(expected, second["noted"][rid], strict=True)]
+    return ForcedDifference(len(found), max(found), sum(found) / len(found))

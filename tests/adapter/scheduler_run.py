@@ -13,6 +13,7 @@ import os
 import sys
 import types
 from array import array
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-def force_tokens() -> None:
+def force_tokens(run: "Run") -> None:
     """Have every request go on with tokens that depend on the position alone, whatever the model would choose: so that
-    what two servers think can be compared to the end. Log probabilities are the model's."""
+    what two servers think can be compared to the end. Log probabilities are the model's, and are noted of every batch:
+    SGLang itself mixes none whose log probabilities are asked for."""
     import torch
     from sglang.srt.layers.sampler import Sampler
 
@@ -45,13 +47,32 @@ def force_tokens() -> None:
     ) -> torch.Tensor:
         logits = logits_output.next_token_logits
         tokens: torch.Tensor = (positions.long() * 7919 + positions.long() ** 2 % 101) % logits.shape[-1]
+        its = torch.log_softmax(logits.float(), dim=-1)
+        if run.noted is not None and len(run.batch) == len(tokens):
+            run.noted.append((run.batch, positions.clone(), its.gather(1, tokens[:, None])[:, 0]))
         if return_logprob:
-            its = torch.log_softmax(logits.float(), dim=-1)
             found = self.output_logprob_processor.compute_logprobs(its, top_logprobs_nums, token_ids_logprobs, tokens)
             found.write_output_to(logits_output)
         return tokens
 
     Sampler.forward = forward
+
+
+POISON = 2**31 - 1
+"""An index of no token: on a GPU what reads there faults, on a CPU it is out of range."""
+
+
+def poison_index_table() -> None:
+    """Have SGLang's table of token indices hold nothing that could be used."""
+    from vt_sglang.adapter.rows import VTensorRows
+
+    bound = VTensorRows.bound
+
+    def poisoned(rows: Any, slot: int) -> None:
+        bound(rows, slot)
+        rows.req_to_token.fill_(POISON)
+
+    VTensorRows.bound = poisoned  # type: ignore[method-assign]
 
 
 class _Unmappable:
@@ -105,6 +126,8 @@ class Run:
         if "least_mixed_bytes" in settings:
             self._watch_mixed(settings["least_mixed_bytes"])
 
+        if settings.get("poison_index_table"):
+            poison_index_table()
         arguments = ServerArgs(**settings["server_args"])
         arguments.check_server_args()
         ports = PortArgs.init_new(arguments)
@@ -123,8 +146,12 @@ class Run:
         from workload import Workload
 
         kinds = {"soak": Soak, "generations": Generations, "workload": Workload, "branches": Branches}
+        self.batch: list[str] = []  # its requests
+        self.modes: Counter[str] = Counter()  # of the batches that were run
+        # Requests, positions [requests] and the log probabilities there of what was forced to come next [requests].
+        self.noted: list[tuple[list[str], Any, Any]] | None = [] if settings["workload"].get("noted") else None
         if settings["workload"].get("forced"):
-            force_tokens()
+            force_tokens(self)
         self.workload = kinds[settings["workload"].get("kind", "workload")](settings["workload"], self)
         self._watch()
 
@@ -207,6 +234,15 @@ class Run:
         """Whether the scheduler has nothing to do, and has had a step to check its pools."""
         return self._idle_steps >= 2
 
+    def _noted(self) -> dict[str, list[float]]:
+        """By request, the log probability of each token that it was forced to go on with."""
+        found: dict[str, dict[int, float]] = {}
+        for rids, positions, probabilities in self.noted or ():
+            for rid, position, its in zip(rids, positions.tolist(), probabilities.tolist(), strict=True):
+                found.setdefault(rid, {})[position] = its
+        lengths = {rid: (len(self.requests[rid].origin_input_ids), len(self.requests[rid].output_ids)) for rid in found}
+        return {rid: [found[rid][old - 1 + step] for step in range(new)] for rid, (old, new) in lengths.items()}
+
     # ---- the loop
 
     def _watch(self) -> None:
@@ -217,7 +253,15 @@ class Run:
             self.requests[req.rid] = req
             return queue(req, is_retracted=is_retracted)
 
+        run_batch = scheduler.run_batch
+
+        def run(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self.batch = [req.rid for req in batch.reqs]
+            self.modes[batch.forward_mode.name] += 1
+            return run_batch(batch, *args, **kwargs)
+
         scheduler._add_request_to_queue = add
+        scheduler.run_batch = run
         scheduler.request_receiver = self
 
     def _watch_mixed(self, least_bytes: int) -> None:
@@ -277,6 +321,9 @@ class Run:
                 for reason in [req.finished_reason or req.to_finish]
             },
             "seen": sorted(self.workload.seen),
+            "kinds": getattr(self.workload, "kinds", {}),
+            "modes": self.modes,
+            "noted": self._noted(),
             "logprobs": {
                 rid: [
                     [token, chosen, best, its]

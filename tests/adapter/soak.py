@@ -4,6 +4,7 @@ prefill's."""
 
 import random
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ class Soak:
     def __init__(self, options: dict[str, Any], run: Any) -> None:
         self.run = run
         self.seen: set[str] = set()
+        self.kinds: Counter[str] = Counter()
+        """Of requests, by how many there were."""
         self.prefixes: list[dict[str, Any]] = []
         """For each that was compared: tokens, and the largest relative error of a token's K or V, by layer."""
         self._options = options
@@ -81,9 +84,13 @@ class Soak:
         if self._random.random() < 0.1:
             rid = self._random.choice(list(self._open))
             if rid in self.run.requests and rid not in self.run.aborted:
-                self.seen.add("abort")
+                self._saw("abort")
                 out.append(self.run.abort(rid))
         return out
+
+    def _saw(self, kind: str) -> None:
+        self.seen.add(kind)
+        self.kinds[kind] += 1
 
     def _prompt(self) -> tuple[list[int], str | None]:
         kind = self._random.choices(("turn", "fork", "live fork", "twin", "new"), (35, 15, 15, 10, 25))[0]
@@ -92,17 +99,17 @@ class Soak:
             tokens, key = self._random.choice(self._known)
             cut = len(tokens) if kind == "turn" else self._random.randint(1, len(tokens))
             if cut + len(says) < self._options["longest"] // 2 or kind == "fork":
-                self.seen.add(kind)
+                self._saw(kind)
                 return tokens[:cut] + says, key
         live = [rid for rid in self._open if rid in self.run.requests]
         if kind in ("live fork", "twin") and live:
             rid = self._random.choice(live)
             tokens, key = self._open[rid]
-            self.seen.add(kind)
+            self._saw(kind)
             return (
                 (tokens + list(self.run.requests[rid].output_ids) + says, key) if kind == "live fork" else (tokens, key)
             )
-        self.seen.add("new")
+        self._saw("new")
         return self._random.choice(self._systems) + says, self._random.choice((None, None, None, "salt"))
 
     def _start(self, prompt: list[int], key: str | None, new: int) -> Any:

@@ -30,6 +30,9 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"VTENSOR_{field.name.upper()}", value)
 
 
+_VTENSOR = ("--radix-cache-backend", "vtensor")
+
+
 def _parse(model: Path, *arguments: str) -> Any:
     from sglang.srt.server_args import ServerArgs
 
@@ -52,6 +55,43 @@ def test_stock_is_left_alone(model: Path) -> None:
     assert args.attention_backend != "vtensor"
 
 
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("VTENSOR_PAGE_BYTE", "VTENSOR_PAGE_BYTES"),
+        ("VTENSOR_PREFIL_KERNEL", "VTENSOR_PREFILL_KERNEL"),
+        ("VTENSOR_DECODEKERNEL", "VTENSOR_DECODE_KERNEL"),
+        ("VTENSOR_idle_trim", "VTENSOR_IDLE_TRIM"),
+        ("VTENSOR_SHARED_DECODING", "VTENSOR_SHARED_DECODE"),
+        ("VTENSOR_CHECKS", "VTENSOR_CHECK"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest(
+    model: Path, monkeypatch: pytest.MonkeyPatch, variable: str, nearest: str
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ValueError, match=f"^{variable} sets no option of vt-sglang; the nearest is {nearest}[.] "):
+        _parse(model, *_VTENSOR)
+    with pytest.raises(ValueError, match=variable):  # where a flag is given, too
+        _parse(model, *_VTENSOR, "--vtensor-check")
+    assert _parse(model).radix_cache_backend is None, "a server without virtual tensors has nothing to do with it"
+
+
+def test_all_unknown_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VTENSOR_", "")
+    monkeypatch.setenv("VTENSOR_PAGES", "1")
+    with pytest.raises(ValueError, match=r"VTENSOR_ sets .*; VTENSOR_PAGES sets ") as refused:
+        VTensorConfig.from_environment()
+    assert "\n" not in str(refused.value)
+
+
+def test_variables_of_a_kubernetes_service_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_80_TCP", "PORT_80_TCP_ADDR"]
+    for name in [*names, "EU_SERVICE_HOST", "EU_PORT_30000_TCP_PROTO"]:
+        monkeypatch.setenv(f"VTENSOR_{name}", "10.0.0.1")
+    assert VTensorConfig.from_environment() == VTensorConfig()
+
+
 def test_flags_reach_child_processes(model: Path) -> None:
     flags = ["--vtensor-page-bytes", "64KiB", "--vtensor-check", "--vtensor-exportable-pages"]
     flags += ["--vtensor-shared-decode", "off", "--vtensor-map-ahead", "off", "--vtensor-idle-trim", "1.5"]
@@ -60,9 +100,6 @@ def test_flags_reach_child_processes(model: Path) -> None:
         page_bytes=65536, shared_decode=False, map_ahead=False, exportable_pages=True, idle_trim=1.5, check=True
     )
     assert os.environ["VTENSOR_PAGE_BYTES"] == "65536"
-
-
-_VTENSOR = ("--radix-cache-backend", "vtensor")
 
 
 def test_events_are_published_on_loopback_unless_told_otherwise(model: Path) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter import kernels
 from vt_sglang.adapter.fa3 import Fa3UnavailableError
+from vt_sglang.adapter.prefill_choice import ChosenPrefill
 from vt_sglang.config import Kernel
 
 POOL = SimpleNamespace(device="cpu", dtype=torch.bfloat16)
@@ -20,8 +22,9 @@ class _Triton:
         pass
 
 
-class _Fa3(_Triton):
-    pass
+class _Fa3:
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
 
 
 class _Missing:
@@ -57,17 +60,29 @@ def test_asked_for_by_name_it_must_be_there(monkeypatch: pytest.MonkeyPatch, pha
         getattr(kernels, f"{phase}_kernel")(Kernel.FA3, POOL, MODEL, **({"share": True} if phase == "decode" else {}))
 
 
-@pytest.mark.parametrize("head_dim", [128, 256])
-@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize(("head_dim", "window"), [(128, -1), (64, -1), (256, -1), (128, 100)])
 @pytest.mark.parametrize("hopper", [False, True])
-def test_models_with_one_kv_head_prefill_by_the_projects_kernel(
-    monkeypatch: pytest.MonkeyPatch, hopper: bool, kv_heads: int, head_dim: int
+def test_on_hopper_each_batch_is_chosen_for(
+    monkeypatch: pytest.MonkeyPatch, hopper: bool, head_dim: int, window: int
 ) -> None:
-    """On Hopper GPUs, as far as the kernel for those goes."""
-    from sglang.srt.layers.radix_attention import RadixAttention
-
+    """As far as both kernels go, and were compared. FlashAttention-3 may be what is chosen, and reads past the end."""
     monkeypatch.setattr(kernels, "on_hopper", lambda _: hopper)
-    model = torch.nn.ModuleList([RadixAttention(8, head_dim, 1.0, kv_heads, layer_id=layer) for layer in range(2)])
-    expected = _Triton if hopper and (kv_heads, head_dim) == (1, 128) else _Fa3
-    assert type(kernels.prefill_kernel(Kernel.AUTO, POOL, model)) is expected  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    model = torch.nn.ModuleList(
+        [RadixAttention(8, head_dim, 1.0, 2, layer_id=layer, sliding_window_size=window) for layer in range(2)]
+    )
+    expected = ChosenPrefill if hopper and (head_dim, window) == (128, -1) else _Fa3
+    found = kernels.prefill_kernel(Kernel.AUTO, POOL, model)  # type: ignore[arg-type]
+    assert type(found) is expected
+    assert kernels.reads_past_the_end(found)
     assert type(kernels.prefill_kernel(Kernel.FA3, POOL, model)) is _Fa3  # type: ignore[arg-type]
+    assert type(kernels.prefill_kernel(Kernel.TRITON, POOL, model)) is _Triton  # type: ignore[arg-type]
+    assert not kernels.reads_past_the_end(kernels.prefill_kernel(Kernel.TRITON, POOL, model))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hopper", [False, True])
+def test_without_flash_attention_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch, hopper: bool) -> None:
+    monkeypatch.setattr(kernels, "on_hopper", lambda _: hopper)
+    monkeypatch.setattr(kernels, "Fa3Prefill", _Missing)
+    model = torch.nn.ModuleList([RadixAttention(8, 128, 1.0, 2, layer_id=0)])
+    assert type(kernels.prefill_kernel(Kernel.AUTO, POOL, model)) is _Triton  # type: ignore[arg-type]

@@ -143,6 +143,7 @@ def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str,
     assert result["cache"] == "VTensorCache"
     assert result["overlap"] == (not case.server_args.get("disable_overlap_schedule", False))
     assert set(result["seen"]) >= EVERYTHING
+    assert ("MIXED" in result["modes"]) == case.server_args.get("enable_mixed_chunk", False)
     assert set(result["outputs"]) == set(expected["outputs"])
     for rid in expected["generates"]:
         mine, theirs = result["outputs"][rid], expected["outputs"][rid]

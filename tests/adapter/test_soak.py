@@ -40,6 +40,10 @@ def test_kv_after_a_soak(tmp_path: Path, overlap: bool) -> None:
     assert counters["binds"] > 30 * SERVER_ARGS["max_running_requests"], "slots were not recycled"
     assert counters["tails_copied"] > 0
     assert counters["tails_extended"] > 0
+    assert counters["tokens_matched"] > 5 * counters["binds"]
+    assert min(counters["pages_aliased"], counters["pages_adopted"]) > 0
+    assert result["kinds"]["fork"] > 10
+    assert result["kinds"]["live fork"] > 10
     assert result["vtensor"]["leaks"] == 0
     assert len(result["prefixes"]) >= 5
     for prefix in result["prefixes"]:

@@ -81,6 +81,33 @@ def test_prefill_with_and_without_the_kernel_for_hopper(monkeypatch: pytest.Monk
     assert mean == "| mean |  |  |  |  |  | 3.00 | 0.900 | 1.125 | 0.800 |"
 
 
+def test_prefill_with_what_auto_takes_and_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    tables = importlib.import_module("tables")
+    row = {"shape": "1: 0 + 8", "gigaflop": 500.0, "fa3_page1_us": 900.0, "sglang_triton_us": 3000.0}
+    row |= {"fa3_contiguous_us": 800.0, "triton_us": 1200.0, "hopper_us": 1000.0, "floor_us": 400.0}
+    row |= {"auto": "fa3_contiguous", "auto_us": 800.0}
+    header, _, line, mean = tables._prefill({"results": [row]}).splitlines()
+    assert header.endswith("| over FA3 contiguous | auto over page 1 | auto | floor, us | of the floor |")
+    assert line.endswith("| 0.800 | 1.125 | FA3 contiguous | 400.0 | 50% |")
+    assert mean.endswith("| 0.800 | 1.125 |  |  |  |")
+    assert len({it.count("|") for it in (header, line, mean)}) == 1
+
+
+def test_decode_with_flash_attention_over_virtual_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    tables = importlib.import_module("tables")
+    row = {"shape": "1 x 8", "fa3_page1_us": 60.0, "fa3_page64_us": 50.0, "triton_us": 40.0}
+    row |= {"ratio": 1.25, "floor_us": 30.0}
+    header, _, line, mean = tables._decode({"results": [row]}).splitlines()
+    assert "contiguous" not in header
+    assert line == "| 1 x 8 | 60.0 | 50.0 | 40.0 | 1.500 | 1.250 | 30.0 | 75% |"
+    header, _, line, mean = tables._decode({"results": [row | {"fa3_contiguous_us": 44.0}]}).splitlines()
+    assert header.split(" | ")[2:5] == ["FA3 page 64", "FA3 contiguous", "Triton"]
+    assert line == "| 1 x 8 | 60.0 | 50.0 | 44.0 | 40.0 | 1.500 | 1.250 | 30.0 | 75% |"
+    assert mean == "| mean |  |  |  |  | 1.500 | 1.250 |  |  |"
+
+
 def test_results_name_their_command_and_no_path_of_a_machine() -> None:
     for path in (ROOT / "bench/results").rglob("*.json"):
         text = path.read_text()

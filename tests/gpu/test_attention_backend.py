@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention backend over real virtual tensors on a GPU: prefill, decode, and decode replayed from a CUDA graph."""
 
+import itertools
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -21,10 +23,10 @@ needs_float8 = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["triton", "fa3"])
+@pytest.fixture(params=["triton", "fa3", "auto"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """For prefill and for decode."""
-    if request.param == "fa3" and torch.cuda.get_device_capability()[0] != 9:
+    """For prefill and for decode. `auto`: in prefill one of the other two, batch by batch, and Triton in decode."""
+    if request.param != "triton" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("FlashAttention-3 needs a Hopper GPU")
     monkeypatch.setenv("VTENSOR_PREFILL_KERNEL", request.param)
     monkeypatch.setenv("VTENSOR_DECODE_KERNEL", request.param)
@@ -50,7 +52,7 @@ def backend(request: pytest.FixtureRequest, kernel: str) -> Any:
     from vt_sglang.layout import KVLayout
 
     layer_count, dtype = request.param
-    if dtype == FLOAT8 and kernel == "fa3":
+    if dtype == FLOAT8 and kernel != "triton":
         pytest.skip("FlashAttention-3 takes no float8 beside queries in bfloat16")
     layout = KVLayout(
         layers=layer_count, kv_heads=KV_HEADS, head_dim=HEAD_DIM, v_head_dim=HEAD_DIM, itemsize=dtype.itemsize
@@ -163,6 +165,69 @@ def test_chunks_and_decode(backend: Any) -> None:
     for step in range(3):
         starts = [it[1] + step for it in lengths]
         _run(backend, sequences, starts, [start + 1 for start in starts], decode=True)
+
+
+def test_the_kernel_changes_between_chunks(backend: Any, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one kernel stored and computed the other goes on from; guards are there whichever it is."""
+    from vt_sglang.adapter import fa3, prefill, prefill_choice
+
+    if kernel != "auto":
+        pytest.skip("there is nothing to choose")
+    assert isinstance(backend._prefill, prefill_choice.ChosenPrefill)
+    assert backend.pool.prefill_guard_tokens == fa3.GUARD_TOKENS
+    attended = []
+    for kind in (prefill.TritonPrefill, fa3.Fa3Prefill):
+
+        def noted(self: Any, *args: Any, kind: type = kind, original: Any = kind.forward) -> None:
+            attended.append((kind.__name__, args[2].layer_id))
+            original(self, *args)
+
+        monkeypatch.setattr(kind, "forward", noted)
+    most = prefill_choice.MOST_STEPS
+    monkeypatch.setattr(prefill_choice, "LEAST_TILES", 0)
+    core, guard = backend.pool.core, backend.pool.prefill_guard_tokens
+    sequences = [Sequence(backend, core.bind(None, 0, last, guard)[0]) for last in (1500, 400)]
+    borders = [(0, 0), (700, 130), (1100, 200), (1300, 399), (1500, 400)]
+    for step, (starts, ends) in enumerate(itertools.pairwise(borders)):
+        monkeypatch.setattr(prefill_choice, "MOST_STEPS", 0 if step % 2 else most)
+        _run(backend, sequences, list(starts), list(ends), decode=False)
+        chosen = "Fa3Prefill" if step % 2 else "TritonPrefill"
+        assert attended[-2:] == [(chosen, 0), ("Fa3Prefill", 1)]  # the second layer has a window
+
+
+class _NoIndices(TorchDispatchMode):
+    """Refuses operations that look up by index, and tensors of so many integers that they might be tokens' indices."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most, self.seen = most, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("index", "index_select", "gather", "take", "embedding", "repeat_interleave"), name
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_floating_point():
+                assert tensor.numel() < self.most or tensor.dtype == torch.uint8, (name, tensor.shape)
+        self.seen += 1
+        return result
+
+
+def test_no_index_of_tokens_is_built_or_read(backend: Any) -> None:
+    """The backend was made without SGLang's table, and makes none of its own: all that it has of a batch is a few
+    numbers for each request and tile, and where new tokens are stored."""
+    core, guard = backend.pool.core, max(backend.pool.prefill_guard_tokens, backend.pool.decode_guard_tokens)
+    sequences = [Sequence(backend, core.bind(None, 0, 4100, guard)[0]) for _ in range(2)]
+    _run(backend, sequences, [0, 0], [4000, 4000], decode=False)
+    for decode, new in ((False, 40), (True, 1)):
+        batch = _batch(backend, sequences, [4000, 4000], [4000 + new] * 2, decode=decode)
+        forward = backend.forward_decode if decode else backend.forward_extend
+        q, k, v = (_random(2 * new, heads).flatten(1) for heads in (HEADS, KV_HEADS, KV_HEADS))
+        with _NoIndices(8000) as watched:
+            backend.init_forward_metadata(batch)
+            for layer in backend.layers:
+                forward(q, k, v, layer, batch)
+        assert watched.seen > 0
 
 
 class Captured:
@@ -288,7 +353,7 @@ def test_what_is_shared_is_read_once(backend: Any, kernel: str) -> None:
             ends = [length + 1 for length in family.lengths]
             _run(backend, family.members, family.lengths, ends, decode=True)
             saved = 700 * (len(family.members) - 1) / LAYERS  # the other layer has a window
-            assert backend.pool.batch_saved_tokens == (saved if kernel == "triton" else 0)
+            assert backend.pool.batch_saved_tokens == (0 if kernel == "fa3" else saved)
             family.lengths = ends
         family.core.release(family.members.pop(0).slot)
         family.lengths.pop(0)

@@ -137,6 +137,24 @@ def test_serve() -> None:
     assert by_name(found["serve-memory"].plot)["vtensor"].values[1] == peak["sides"]["vtensor"]["median"] / GIB
 
 
+def test_kernels_with_what_newer_results_have(tmp_path: Path) -> None:
+    """The floor of prefill, which must not be taken for another benchmark's; FlashAttention-3 over virtual tensors in
+    decode."""
+    prefill, decode = kept("prefill"), kept("decode")
+    for row in prefill["results"]:
+        row |= {"floor_us": 1.0, "auto": "hopper", "auto_us": row["hopper_us"]}
+    for row in decode["results"]:
+        row["fa3_contiguous_us"] = 2.0
+    for name, result in (("prefill", prefill), ("decode", decode)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    found = figures(tmp_path / "prefill.json", tmp_path / "decode.json")
+    assert set(by_name(found["prefill-time"].plot)["floor"].values) == {1.0}
+    assert set(by_name(found["decode-time"].plot)["vtensor: FA3"].values) == {2.0}
+    before = figures(RESULTS / "prefill.json", RESULTS / "decode.json")
+    assert "floor" not in by_name(before["prefill-time"].plot)
+    assert "vtensor: FA3" not in by_name(before["decode-time"].plot)
+
+
 def test_kernels_and_tree() -> None:
     found = figures(*(RESULTS / f"{name}.json" for name in ("decode", "prefill", "tree")))
     row = kept("prefill")["results"][0]

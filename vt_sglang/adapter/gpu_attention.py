@@ -19,7 +19,7 @@ from vt_sglang.adapter.kv_pool import as_vtensor_pool
 from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
 from vt_sglang.adapter.mixed import MixedBatches
-from vt_sglang.config import Kernel, VTensorConfig
+from vt_sglang.config import VTensorConfig
 from vt_sglang.triton_kernels.store import store_kv
 
 logger = logging.getLogger(__name__)
@@ -49,12 +49,14 @@ class GpuAttention(AttentionBackend):
         prefill, decode = kernels.name(self._prefill), kernels.name(self._decode)
         share = "on" if isinstance(self._decode, TritonDecode) and self._decode.shares else "off"
         logger.info("Attention over virtual tensors: prefill by %s, decode by %s, sharing %s.", prefill, decode, share)
-        if prefill == Kernel.FA3:
+        # Whatever is chosen for a batch: its pages are mapped before that.
+        in_prefill, in_decode = map(kernels.reads_past_the_end, (self._prefill, self._decode))
+        if in_prefill:
             self.pool.prefill_guard_tokens = fa3.GUARD_TOKENS
         # Mixed batches may prefill what else would be decoded.
-        if decode == Kernel.FA3 or (prefill == Kernel.FA3 and model_runner.server_args.enable_mixed_chunk):
+        if in_decode or (in_prefill and model_runner.server_args.enable_mixed_chunk):
             self.pool.decode_guard_tokens = fa3.GUARD_TOKENS
-        self._finite = Kernel.FA3 in (prefill, decode)
+        self._finite = in_prefill or in_decode
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """What only the host can prepare."""

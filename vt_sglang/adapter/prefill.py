@@ -8,6 +8,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.kv_scales import KVScales
+from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.triton_kernels.prefill import PrefillPlan, prefill_attention
 from vt_sglang.triton_kernels.prefill_hopper import on_hopper, prefill_hopper_attention, takes
 from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
@@ -36,6 +37,9 @@ class TritonPrefill:
         self._on_hopper = on_hopper(pool.device)
         self._plans: dict[tuple[Any, ...], PrefillPlan] = {}
         self._hopper_plans: dict[tuple[int, ...], HopperPlan] = {}
+        if self._on_hopper:
+            for key in {_shape(it) for it in attention_layers(model) if hopper_takes(it, pool.dtype)}:
+                _compile(*key, pool)
 
     def prepare(self, forward_batch: Any) -> None:
         """Once a forward: what the plans are made of, which the first layer of each shape has dealt out."""
@@ -85,7 +89,7 @@ class TritonPrefill:
 
     def _hopper_plan(self, layer: RadixAttention) -> HopperPlan:
         """For layers of this shape, dealt out for this batch."""
-        key = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim)
+        key = _shape(layer)
         if (plan := self._hopper_plans.get(key)) is None:
             group = layer.tp_q_head_num // layer.tp_k_head_num
             plan = self._hopper_plans[key] = HopperPlan(
@@ -120,6 +124,39 @@ class TritonPrefill:
                 )
             self._dealt.add(key)
         return plan
+
+
+def _shape(layer: RadixAttention) -> tuple[int, int, int]:
+    """Query heads, KV heads and their elements: what the kernel for Hopper is compiled for."""
+    return layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim
+
+
+WARM_PREFIX, WARM_NEW = 2048, 32
+"""Tokens of the request that is made up to compile the kernel for Hopper: so many that its work is divided, and merged,
+where there are processors enough."""
+
+WARM_PROCESSORS = 4096
+
+
+def _compile(heads: int, kv_heads: int, head_dim: int, pool: VTensorKVPool) -> None:
+    """Attend once over memory of zeros, so that no request waits for the compiler."""
+    tokens = WARM_PREFIX + WARM_NEW
+    # Whether a slot's tokens divide by 16 is compiled in.
+    slot_tokens = tokens if pool.core.slot_tokens % 16 == 0 else tokens + 1
+    settings: dict[str, Any] = {"dtype": pool.dtype, "device": pool.device}
+    query = torch.zeros(WARM_NEW, heads, head_dim, **settings)
+    cache = torch.zeros(1, slot_tokens, kv_heads, head_dim, **settings)
+    plan = HopperPlan(
+        group=heads // kv_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        device=pool.device,
+        processors=WARM_PROCESSORS,
+    )
+    plan.update([WARM_NEW], [WARM_PREFIX])
+    slots = torch.zeros(1, dtype=torch.int64, device=pool.device)
+    lengths = torch.full_like(slots, tokens)
+    prefill_hopper_attention(query, cache, cache, torch.empty_like(query), slots, lengths, plan, scaling=1.0)
 
 
 def hopper_takes(layer: RadixAttention, dtype: torch.dtype) -> bool:

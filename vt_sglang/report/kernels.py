@@ -15,6 +15,10 @@ Value = Callable[[Field], float | None]
 
 DECODE_SHAPES = "Shapes are requests x tokens of context."
 PREFILL_SHAPES = "Shapes are requests: tokens of cached prefix + new tokens."
+PREFILL_FLOOR = (
+    "The floor is the longer of the floating-point operations at a plain matrix product's rate and of a plain read of "
+    "the KV's bytes, in the same run."
+)
 
 
 def _us(key: str) -> Value:
@@ -45,7 +49,12 @@ def _positive(row: Field, key: str) -> float:
     return value
 
 
-DECODE = {"vtensor: Triton": "triton_us", "FA3, page 1": "fa3_page1_us", "FA3, page 64": "fa3_page64_us"}
+DECODE = {
+    "vtensor: Triton": "triton_us",
+    "vtensor: FA3": "fa3_contiguous_us",
+    "FA3, page 1": "fa3_page1_us",
+    "FA3, page 64": "fa3_page64_us",
+}
 SHARED_SHAPES = "Shapes are requests: tokens that they share + tokens of their own."
 SHARED = {
     "vtensor: Hopper": "hopper_us",
@@ -64,7 +73,6 @@ PREFILL = {
 
 def decode(runs: Sequence[Run]) -> Iterator[Figure]:
     rows = _rows(runs)
-    floor = {"floor": _us("floor_us")}
     yield _figure(
         runs,
         rows,
@@ -72,8 +80,8 @@ def decode(runs: Sequence[Run]) -> Iterator[Figure]:
         title="Decode attention: time of a call (lower is better)",
         notes=(DECODE_SHAPES, "The floor is the time of a plain read of the KV's bytes in the same run."),
         axis=Axis("us", log=True),
-        values={name: _us(key) for name, key in DECODE.items()},
-        limits=floor,
+        values={name: _us(key) for name, key in _sides(rows, DECODE).items()},
+        limits={"floor": _us("floor_us")},
         form=",.1f",
     )
     yield _figure(
@@ -94,9 +102,8 @@ def decode(runs: Sequence[Run]) -> Iterator[Figure]:
 
 def prefill(runs: Sequence[Run]) -> Iterator[Figure]:
     rows = _rows(runs)
-    # Older results have no kernel for Hopper.
-    found = [row for of_run in rows.values() for row in of_run.values()]
-    sides = {name: key for name, key in PREFILL.items() if any(row.maybe(key) is not None for row in found)}
+    sides = _sides(rows, PREFILL)
+    floor = _sides(rows, {"floor": "floor_us"})
     yield _figure(
         runs,
         rows,
@@ -112,9 +119,10 @@ def prefill(runs: Sequence[Run]) -> Iterator[Figure]:
         rows,
         name="prefill-time",
         title="Prefill attention: time of a call (lower is better)",
-        notes=(PREFILL_SHAPES,),
+        notes=(PREFILL_SHAPES, *[PREFILL_FLOOR for _ in floor]),
         axis=Axis("us", log=True),
         values={name: _us(key) for name, key in sides.items()},
+        limits={name: _us(key) for name, key in floor.items()},
         form=",.0f",
     )
     yield _figure(
@@ -157,6 +165,12 @@ def shared(runs: Sequence[Run]) -> Iterator[Figure]:
         form=".2f",
         equal=1.0,
     )
+
+
+def _sides(rows: Rows, sides: Mapping[str, str]) -> dict[str, str]:
+    """Those that were measured in any row: older results lack some."""
+    found = [row for of_run in rows.values() for row in of_run.values()]
+    return {name: key for name, key in sides.items() if any(row.maybe(key) is not None for row in found)}
 
 
 def _rows(runs: Sequence[Run]) -> Rows:

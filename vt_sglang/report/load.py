@@ -25,9 +25,9 @@ KINDS = {
 """What can be shown, by what makes it, in the order in which it is shown."""
 
 _ROWS = {
+    "prefill": ("gigaflop",),
     "shared": ("floor_us", "hopper_us"),
     "decode": ("floor_us", "shape"),
-    "prefill": ("gigaflop",),
     "tree": ("operation",),
 }
 """Fields by which the rows of a benchmark are told apart; the first that fits."""
