@@ -443,6 +443,7 @@ void KVCache::make_idle(SlotId slot) {
   const bool loose = node->is_root();
   tree_.detach(slot);
   if (!loose) tree_.attach(slot, node, true);
+  tree_.became_idle(slot);
   slots_[slot].state = State::kIdle;
   slots_[slot].idle = idle_.insert(loose ? idle_.begin() : idle_.end(), slot);
 }
@@ -601,23 +602,27 @@ void KVCache::acquire(std::vector<Fresh>& fresh) {
     if (it.page != kNoPage) continue;
     it.page = pool_.take();
     const PageId mapped = arena_.mapped(it.slot, it.index);
-    if (!move_pages_ || mapped == kNoPage || pool_[mapped].chosen == choices_ || !tree_.movable(mapped, it.slot))
-      continue;
+    if (!move_pages_ || mapped == kNoPage || pool_[mapped].chosen == choices_ || !movable(mapped, it.slot)) continue;
     pool_[mapped].chosen = choices_;
     scratch_.planned.push_back({{it.page, mapped, false}, false, i});
     it.comes = true;
   }
 }
 
+// Two rounds of all slots in use: then a conversation is not expected to go on where it was.
+bool KVCache::movable(PageId page, SlotId slot) const {
+  return tree_.movable(page, slot, 2 * (slots_.size() - unmapped_.size()));
+}
+
 // Whether a page of the path bound to can come to where the slot maps another page already.
 bool KVCache::plan_move_here(SlotId slot, std::size_t index, PageId page) {
   const PageId mapped = arena_.mapped(slot, index);
-  if (mapped == kNoPage || mapped == page || !tree_.movable(page, slot)) return false;
+  if (mapped == kNoPage || mapped == page || !movable(page, slot)) return false;
   if (pool_.claim(mapped)) {
     scratch_.planned.push_back({{mapped, page, false}, true, index});
     return true;
   }
-  if (pool_[mapped].chosen == choices_ || !tree_.movable(mapped, slot)) return false;
+  if (pool_[mapped].chosen == choices_ || !movable(mapped, slot)) return false;
   pool_[mapped].chosen = choices_;
   scratch_.planned.push_back({{mapped, page, true}, true, index});
   return true;

@@ -252,6 +252,7 @@ class KVCache {
   bool fits(const Node* node, std::size_t total_tokens) const;
   void require_idle_slot() const;
   bool may_map_more() const;
+  bool movable(PageId page, SlotId slot) const;
   SlotId choose_slot(const Node* node) const;
   // ahead.cpp
   void harvest();

@@ -48,7 +48,12 @@ TokenSlice TokenSlice::from(std::size_t offset) const {
 }
 
 RadixTree::RadixTree(PagePool& pool, const Geometry& geometry, SlotId slots, std::size_t block_tokens)
-    : pool_(pool), geometry_(geometry), block_tokens_(block_tokens), attachments_(slots), live_order_(slots) {}
+    : pool_(pool),
+      geometry_(geometry),
+      block_tokens_(block_tokens),
+      attachments_(slots),
+      idle_since_(slots),
+      live_order_(slots) {}
 
 RadixTree::~RadixTree() = default;
 
@@ -309,14 +314,13 @@ void RadixTree::list_remove(Node* node) {
 
 // ---- moving contents
 
-bool RadixTree::movable(PageId page, SlotId slot) const {
+bool RadixTree::movable(PageId page, SlotId slot, std::uint64_t others) const {
   const Page& it = pool_[page];
   if (it.holders == 0 || it.live > 0 || it.deepest == nullptr) return false;
   if (it.deepest->idle_slots == 0) return true;
-  if (it.deepest->idle_slots > 1 || !attachments_[slot].idle) return false;
-  const Node* node = attachments_[slot].node;
-  while (node != nullptr && node->end > it.deepest->end) node = node->parent;
-  return node == it.deepest;
+  if (it.deepest->idle_slots > 1) return false;
+  const SlotId home = first_idle_below(it.deepest);
+  return home == slot || idle_clock_ - idle_since_[home] >= others;
 }
 
 // Where the nodes that hold a page name it: all on the path to the deepest, those that touch the page's index.
@@ -463,7 +467,10 @@ void RadixTree::add_idle(Node* node, std::int32_t count) {
 
 SlotId RadixTree::idle_slot_near(const Node* node) const {
   while (!node->is_root() && node->idle_slots == 0) node = node->parent;
-  if (node->is_root()) return kNoSlot;
+  return node->is_root() ? kNoSlot : first_idle_below(node);
+}
+
+SlotId RadixTree::first_idle_below(const Node* node) const {
   for (;;) {
     for (SlotId slot = node->slots; slot != kNoSlot; slot = attachments_[slot].next)
       if (attachments_[slot].idle) return slot;

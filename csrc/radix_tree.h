@@ -139,8 +139,8 @@ class RadixTree {
   // ---- moving contents
 
   // Whether a page's content may go to another page: no request uses it, and no idle slot but this one may map it in
-  // its place, for a next turn to find.
-  bool movable(PageId page, SlotId slot) const;
+  // its place for a next turn to find, or one for which so many others have become idle since that none is expected.
+  bool movable(PageId page, SlotId slot, std::uint64_t others) const;
   // Has either page's holders hold the other one.
   void exchange(PageId a, PageId b);
 
@@ -148,6 +148,8 @@ class RadixTree {
 
   void attach(SlotId slot, Node* node, bool idle);
   void detach(SlotId slot);
+  // Notes that a slot becomes idle.
+  void became_idle(SlotId slot) { idle_since_[slot] = ++idle_clock_; }
   // Attaches a slot in use to a node below its own.
   void go_on(SlotId slot, Node* node);
   Node* attached(SlotId slot) const { return attachments_[slot].node; }
@@ -199,6 +201,7 @@ class RadixTree {
   void list_remove(Node* node);
   void prefetch_evictions(const Node* leaf) const;
   void add_idle(Node* node, std::int32_t count);
+  SlotId first_idle_below(const Node* node) const;
   void link(SlotId slot, Node* node, bool idle);
   Node* unlink(SlotId slot);
 
@@ -210,7 +213,9 @@ class RadixTree {
   std::vector<std::unique_ptr<Node>> table_;
   std::vector<std::uint32_t> unused_;
   std::unordered_map<std::string, Node*> roots_;
-  std::vector<Attachment> attachments_;  // by slot
+  std::vector<Attachment> attachments_;    // by slot
+  std::vector<std::uint64_t> idle_since_;  // likewise: how many had become idle by then
+  std::uint64_t idle_clock_ = 0;
   LiveOrder live_order_;
   // Every unlocked node, least recently used first. A node stands after all its descendants, so the first is always
   // a leaf, and evicting takes no search.
