@@ -29,12 +29,13 @@ void KVCache::end_ahead(DriverWorker::Ticket ticket, bool done) {
   const auto found = pending_.find(ticket);
   const Ahead ahead = found->second;
   pending_.erase(found);
-  if (done) {
-    arena_.note_mapped({ahead.slot, ahead.index, ahead.page});
-    ++counters_.pages_mapped_ahead;
-  } else {
+  if (!done) {
     pool_.unreserve(ahead.page);
+    return;
   }
+  arena_.note_mapped({ahead.slot, ahead.index, ahead.page});
+  ++counters_.pages_mapped_ahead;
+  clear_if_new(ahead.page, ahead.slot, ahead.index);  // it may be read as a guard before it is taken
 }
 
 // Nothing is under way for these page indices of the slot after this: they can be changed.

@@ -665,12 +665,14 @@ void KVCache::give_back(const std::vector<Fresh>& fresh) {
 
 // Zeros where a page is new, so that nothing is ever read that was never written: 0 times a stray NaN is not 0.
 void KVCache::clear_created(const std::vector<Fresh>& fresh) {
-  for (const Fresh& it : fresh) {
-    if (pool_[it.page].cleared) continue;
-    driver_->clear(arena_.address(it.slot, it.index));
-    pool_[it.page].cleared = true;
-    touch(it.page);
-  }
+  for (const Fresh& it : fresh) clear_if_new(it.page, it.slot, it.index);
+}
+
+void KVCache::clear_if_new(PageId page, SlotId slot, std::size_t index) {
+  if (pool_[page].cleared) return;
+  driver_->clear(arena_.address(slot, index));
+  pool_[page].cleared = true;
+  touch(page);
 }
 
 // The driver was told to copy or clear a page, and a device does that when it comes to it: ahead of the next forward.

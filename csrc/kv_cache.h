@@ -277,6 +277,7 @@ class KVCache {
   std::size_t make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path);
   void give_back(const std::vector<Fresh>& fresh);
   void clear_created(const std::vector<Fresh>& fresh);
+  void clear_if_new(PageId page, SlotId slot, std::size_t index);
   void touch(PageId page);
   std::size_t add_guards(SlotId slot, std::size_t tokens, std::size_t guard_tokens, std::vector<Change>& changes) const;
   void map(std::span<const Change> changes, SlotId binding);

@@ -728,7 +728,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.planner.verify(prefixes)
         again = self.make_planner()
         assert again.update(slots, tile, 4)
-        assert np.array_equal(again.buffer, self.planner.buffer)
+        assert np.array_equal(again.written(), self.planner.written())
         shared = bool(again.tasks)
         met = {"planned": changed, "planned before": not changed, "read together": shared}
         # Of what was evicted the tree does not know who shares it; a row that ends too early may stand between others.

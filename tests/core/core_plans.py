@@ -69,6 +69,13 @@ class Planner:
         rows = self.part(self.plan.tasks_at, self.plan.max_tasks, 8)
         return [Task(*map(int, row)) for row in rows[: self.buffer[0]]]
 
+    def written(self) -> np.ndarray:
+        """The buffer, without what stands where tasks would that the plan lacks."""
+        buffer = self.buffer.copy()
+        first = self.plan.tasks_at
+        buffer[first + 8 * buffer[0] : first + 8 * self.plan.max_tasks] = 0
+        return buffer
+
     @property
     def order(self) -> list[int]:
         return self.part(self.plan.order_at, self.max_batch).tolist()
