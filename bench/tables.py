@@ -247,7 +247,10 @@ def _steady(result: dict[str, Any]) -> str:
 
 
 def _table(name: str) -> str:
-    result = json.loads((RESULTS / f"{name}.json").read_text())
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        file = RESULTS / "more" / file.name
+    result = json.loads(file.read_text())
     makers = {
         "tree": _tree,
         "decode": _decode,

@@ -50,7 +50,7 @@ def test_a_changed_figure_is_found(tmp_path: Path) -> None:
         "bench/serve_compare.py",
         "bench/steady_table.py",
         "docs/performance.md",
-        *map(str, (ROOT / "bench/results").glob("*.json")),
+        *map(str, (ROOT / "bench/results").rglob("*.json")),
     ):
         source = ROOT / name
         copy = tmp_path / source.relative_to(ROOT)
