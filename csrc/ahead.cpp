@@ -34,8 +34,13 @@ void KVCache::end_ahead(DriverWorker::Ticket ticket, bool done) {
     return;
   }
   arena_.note_mapped({ahead.slot, ahead.index, ahead.page});
-  ++counters_.pages_mapped_ahead;
-  clear_if_new(ahead.page, ahead.slot, ahead.index);  // it may be read as a guard before it is taken
+  try {
+    clear_if_new(ahead.page, ahead.slot, ahead.index);  // it may be read as a guard before it is taken
+    ++counters_.pages_mapped_ahead;
+  } catch (const DriverError&) {  // as if it had not been mapped; who needs the page meets the error
+    pool_.unreserve(ahead.page);
+    arena_.unmap_index(ahead.slot, ahead.index);
+  }
 }
 
 // Nothing is under way for these page indices of the slot after this: they can be changed.
