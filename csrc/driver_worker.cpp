@@ -16,8 +16,9 @@ DriverWorker::~DriverWorker() {
   if (thread_.joinable()) thread_.join();
 }
 
-DriverWorker::Turn::Turn(DriverWorker& worker) : worker_(worker) {
+DriverWorker::Turn::Turn(DriverWorker& worker) : worker_(worker), shared_(worker.thread_.joinable()) {
   if (worker_.inner_->takes_time()) start_ = std::chrono::steady_clock::now();
+  if (!shared_) return;
   std::unique_lock lock(worker_.mutex_);
   ++worker_.waiting_;
   worker_.changed_.wait(lock, [&] { return !worker_.busy_; });
@@ -26,13 +27,13 @@ DriverWorker::Turn::Turn(DriverWorker& worker) : worker_(worker) {
 }
 
 DriverWorker::Turn::~Turn() {
-  bool others = false;
-  {
-    const std::lock_guard lock(worker_.mutex_);
-    worker_.busy_ = false;
-    others = worker_.thread_.joinable();
+  if (shared_) {
+    {
+      const std::lock_guard lock(worker_.mutex_);
+      worker_.busy_ = false;
+    }
+    worker_.changed_.notify_all();
   }
-  if (others) worker_.changed_.notify_all();
   if (!worker_.inner_->takes_time()) return;
   const auto spent = std::chrono::steady_clock::now() - start_;
   worker_.waited_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count());

@@ -9,7 +9,6 @@
 #include <deque>
 #include <memory>
 #include <mutex>
-#include <string>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -118,6 +117,7 @@ class DriverWorker final : public Driver {
 
    private:
     DriverWorker& worker_;
+    bool shared_;  // with the thread, once it runs: only a caller starts it
     std::chrono::steady_clock::time_point start_;
   };
 

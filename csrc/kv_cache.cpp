@@ -191,7 +191,8 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   settle(slot, 0, arena_.slot_pages());
 
   ++choices_;
-  for (const PageId page : path) pool_[page].chosen = choices_;  // stays, or is moved to where the slot maps a page
+  if (move_pages_)  // the path's pages stay, or are moved to where the slot maps one
+    for (const PageId page : path) pool_[page].chosen = choices_;
   std::vector<Fresh>& fresh = scratch_.fresh;
   fresh.clear();
   for (std::size_t index = shared; index < pages; ++index) fresh.push_back({slot, index});
@@ -595,14 +596,21 @@ void KVCache::require(std::size_t pages) {
 void KVCache::acquire(std::vector<Fresh>& fresh) {
   scratch_.planned.clear();
   // First those that cost nothing, before take() can hand one of them to another index.
-  for (Fresh& it : fresh)
+  constexpr std::size_t kAhead = 8;
+  for (std::size_t i = 0; i < fresh.size(); ++i) {
+    Fresh& it = fresh[i];
+    if (i + kAhead < fresh.size())  // what is mapped there lies anywhere
+      if (const PageId page = arena_.mapped(fresh[i + kAhead].slot, fresh[i + kAhead].index); page != kNoPage)
+        pool_.prefetch(page);
     if (const PageId page = arena_.mapped(it.slot, it.index); page != kNoPage && pool_.claim(page)) it.page = page;
+  }
   for (std::size_t i = 0; i < fresh.size(); ++i) {
     Fresh& it = fresh[i];
     if (it.page != kNoPage) continue;
     it.page = pool_.take();
+    if (!move_pages_) continue;
     const PageId mapped = arena_.mapped(it.slot, it.index);
-    if (!move_pages_ || mapped == kNoPage || pool_[mapped].chosen == choices_ || !movable(mapped, it.slot)) continue;
+    if (mapped == kNoPage || pool_[mapped].chosen == choices_ || !movable(mapped, it.slot)) continue;
     pool_[mapped].chosen = choices_;
     scratch_.planned.push_back({{it.page, mapped, false}, false, i});
     it.comes = true;

@@ -24,7 +24,8 @@ namespace vt {
 
 struct Node;
 
-struct Page {
+// Most of what is done to a page misses the cache once: all of it in one line.
+struct alignas(64) Page {
   std::uint32_t holders = 0;   // tree nodes and live requests that own it (invariant 3)
   std::uint32_t pins = 0;      // those of them that forbid eviction: live requests and locked nodes
   std::uint32_t recorded = 0;  // bytes, from the page's start, that tree nodes use
@@ -32,16 +33,17 @@ struct Page {
   std::uint32_t live = 0;      // holders that are live requests
   // The deepest tree node that holds it, and which of a sequence's pages it is there. The nodes that hold a page lie on
   // one path.
-  Node* deepest = nullptr;
   std::uint32_t index = 0;
+  Node* deepest = nullptr;
   std::uint64_t chosen = 0;  // the bind or growth that has set its content to be moved, or not to be, last
   bool created = false;
   bool reserved = false;      // free, but to be taken only by whom it was mapped for, while there are others
   bool cleared = false;       // its memory was filled with zeros since it was created
-  std::uint64_t touched = 0;  // the forward ahead of which the driver was last told to copy or clear it
   PageId previous = kNoPage;  // neighbours in the free list
   PageId next = kNoPage;
+  std::uint64_t touched = 0;  // the forward ahead of which the driver was last told to copy or clear it
 };
+static_assert(sizeof(Page) == 64);
 
 // Not thread-safe: the caller serialises.
 class PagePool {
@@ -187,7 +189,8 @@ inline void PagePool::unreserve(PageId page) {
 }
 
 inline PageId PagePool::take() {
-  while (free_ > reserved_ && pages_[free_head_].reserved) reserve(free_head_);
+  if (reserved_ > 0)
+    while (free_ > reserved_ && pages_[free_head_].reserved) reserve(free_head_);
   const PageId page = free_head_;
   if (page == kNoPage) throw InvariantError("a page was to be taken where none is free");
   claim(page);
