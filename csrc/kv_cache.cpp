@@ -12,7 +12,6 @@
 namespace vt {
 namespace {
 
-constexpr SlotId kPaddingSlot = 0;
 // After a page could not be created. Counted and not timed, so that the same calls always do the same (invariant 7);
 // a second or two of decoding.
 constexpr std::uint64_t kForwardsBeforeRetry = 64;
@@ -26,14 +25,15 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
       budget_(budget),
       pool_(*driver_, budget + 1),
       arena_(*driver_, geometry, slots, slot_tokens,
-             mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit())),
+             mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit()),
+             move_pages ? &pool_ : nullptr),
       tree_(pool_, geometry, slots, block_tokens),
       slots_(slots),
       move_pages_(move_pages),
       map_ahead_(map_ahead) {
   // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
-  pool_.create();
-  const PageId page = pool_.take();
+  const PageId page = pool_.create();
+  pool_.claim(page);
   std::vector<Change> padding;
   for (std::uint32_t index = 0; index < geometry_.pages_for(1); ++index) padding.push_back({kPaddingSlot, index, page});
   arena_.map(padding);
@@ -278,7 +278,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   counters_.tails_copied += tail == Tail::kCopied;
   counters_.guards_mapped += guards;
   if (node != nullptr) prepare_slot(node);
-  map_ahead(slot);
+  map_ahead(slot, guard_tokens);
   stock_up();
   return {slot, tail, shared, changes.size()};
 }
@@ -354,7 +354,7 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     Slot& it = slots_[slots[i]];
     live_tokens_ += tokens[i] - it.tokens;
     it.tokens = tokens[i];
-    map_ahead(slots[i]);
+    map_ahead(slots[i], guard_tokens);
   }
   stock_up();
 }
@@ -459,6 +459,8 @@ void KVCache::forget_idle(SlotId slot) {
 std::uint64_t KVCache::begin_forward(std::span<const SlotId> slots, bool reads_guards) {
   const std::lock_guard guard(mutex_);
   for (const SlotId slot : slots) live(slot);
+  if (reads_guards)
+    for (const SlotId slot : slots) keep_guards(slot);
   ++begun_;
   for (const SlotId slot : slots) {
     slots_[slot].last_forward = begun_;
@@ -550,27 +552,29 @@ SlotId KVCache::choose_slot(const Node* node) const {
   return loose || unmapped_.empty() || !may_map_more() ? idle_.front() : unmapped_.front();
 }
 
-bool KVCache::create_page() {
+// kNoPage for lack of memory.
+PageId KVCache::create_page() {
+  PageId page = kNoPage;
   try {
-    pool_.create();
+    page = pool_.create();
   } catch (const OutOfMemory&) {
     if (give_back_stock() > 0) return create_page();  // it was for other pages
     retry_at_ = begun_ + kForwardsBeforeRetry;
     ++counters_.creations_failed;
-    return false;
+    return kNoPage;
   }
   ++counters_.pages_created;
   if (move_pages_) {
     try {
-      driver_->ready_to_move(pool_.newest_free());
+      driver_->ready_to_move(page);
     } catch (const DriverError&) {  // then at its first move
     }
   }
-  return true;
+  return page;
 }
 
 void KVCache::create_pages(std::size_t pages) {
-  while (pool_.free() < pages + pool_.reserved() && pool_.creatable() > 0 && create_page()) {
+  while (pool_.free() < pages + pool_.reserved() && pool_.creatable() > 0 && create_page() != kNoPage) {
   }
 }
 
@@ -607,10 +611,12 @@ void KVCache::acquire(std::vector<Fresh>& fresh) {
   for (std::size_t i = 0; i < fresh.size(); ++i) {
     Fresh& it = fresh[i];
     if (it.page != kNoPage) continue;
-    it.page = pool_.take();
-    if (!move_pages_) continue;
-    const PageId mapped = arena_.mapped(it.slot, it.index);
-    if (mapped == kNoPage || pool_[mapped].chosen == choices_ || !movable(mapped, it.slot)) continue;
+    const PageId mapped = move_pages_ ? arena_.mapped(it.slot, it.index) : kNoPage;
+    if (mapped == kNoPage || pool_[mapped].chosen == choices_ || !movable(mapped, it.slot)) {
+      it.page = pool_.take();  // to be mapped: rather one that is not mapped elsewhere too
+      continue;
+    }
+    it.page = pool_.take(PagePool::Prefer::kMapped);
     pool_[mapped].chosen = choices_;
     scratch_.planned.push_back({{it.page, mapped, false}, false, i});
     it.comes = true;
@@ -787,7 +793,7 @@ std::size_t KVCache::trim_pages(std::size_t keep, std::size_t most_calls, bool s
   std::vector<bool> chosen(pool_.budget());
   std::vector<PageId> pages;
   std::size_t calls = 0;
-  for (PageId page = pool_.oldest_free(); page != kNoPage && pool_.free() - pages.size() > keep && calls < most_calls;
+  for (PageId page = pool_.first_free(); page != kNoPage && pool_.free() - pages.size() > keep && calls < most_calls;
        page = pool_.next_free(page)) {
     if (untouchable[page] || (!settled && pool_[page].touched > completed_)) continue;
     calls += mappings[page] + 1;

@@ -258,16 +258,17 @@ class KVCache {
   void harvest();
   void settle(SlotId slot, std::size_t first, std::size_t last);
   void settle_all();
-  void end_ahead(DriverWorker::Ticket ticket, bool done);
+  void end_ahead(DriverWorker::Ticket ticket, std::optional<bool> done);
   void post_ahead(const Ahead& ahead, DriverWorker::Priority priority);
   PageId page_to_map_ahead();
-  void map_ahead(SlotId slot);
+  void map_ahead(SlotId slot, std::size_t guard_tokens);
+  void keep_guards(SlotId slot);
   void unreserve(SlotId slot);
   void prepare_slot(Node* node);
   void stock_up();
   std::size_t give_back_stock();
 
-  bool create_page();
+  PageId create_page();
   void create_pages(std::size_t pages);
   void retry_withheld(bool now);
   bool free_pages(std::size_t pages);

@@ -435,7 +435,7 @@ CUDA_WORLDS = (
     CudaWorld("cuda, tokens larger than a page", token_bytes=6000, budget_pages=40),
     CudaWorld("cuda, few mappings", token_bytes=1000, mapping_limit=14),
     CudaWorld("cuda, contents move", token_bytes=1000, guard_tokens=7, move_pages=True),
-    CudaWorld("cuda, mapped ahead", token_bytes=1000, move_pages=True, map_ahead=True),
+    CudaWorld("cuda, mapped ahead", token_bytes=1000, guard_tokens=7, move_pages=True, map_ahead=True),
 )
 
 
