@@ -528,7 +528,9 @@ const KVCache::Slot& KVCache::live(SlotId slot) const {
 }
 
 void KVCache::require_idle_slot() const {
-  if (!idle_.empty() || !unmapped_.empty()) return;
+  if (!idle_.empty()) return;
+  // A slot that maps nothing yet is not for a moment's need, once many pages are mapped: see may_map_more.
+  if (!unmapped_.empty() && (draining_.empty() || !move_pages_ || may_map_more())) return;
   if (draining_.empty())
     throw std::length_error("all " + std::to_string(live_slots_) + " slots are live: raise --max-running-requests");
   throw SlotsBusy("every idle slot is still used by a forward; complete forward " +
@@ -623,9 +625,13 @@ void KVCache::acquire(std::vector<Fresh>& fresh) {
   }
 }
 
-// Two rounds of all slots in use: then a conversation is not expected to go on where it was.
+// Whether a page's content may go to another page without loss to a slot other than this one.
 bool KVCache::movable(PageId page, SlotId slot) const {
-  return tree_.movable(page, slot, 2 * (slots_.size() - unmapped_.size()));
+  if (!tree_.is_cached_only(page)) return false;
+  const Page& it = pool_[page];
+  if (it.mappings == std::uint32_t{arena_.mapped(slot, it.index) == page}) return true;  // no other slot maps it
+  // After two rounds of all slots in use a conversation is not expected to go on where it was.
+  return !tree_.awaited(page, slot, 2 * (slots_.size() - unmapped_.size()));
 }
 
 // Whether a page of the path bound to can come to where the slot maps another page already.

@@ -138,9 +138,11 @@ class RadixTree {
 
   // ---- moving contents
 
-  // Whether a page's content may go to another page: no request uses it, and no idle slot but this one may map it in
-  // its place for a next turn to find, or one for which so many others have become idle since that none is expected.
-  bool movable(PageId page, SlotId slot, std::uint64_t others) const;
+  // Whether the tree holds the page, and no request does.
+  bool is_cached_only(PageId page) const;
+  // Of such a page: whether an idle slot other than this one may map it in its place for a next turn to find. Not one
+  // for which so many others have become idle since that no next turn is expected.
+  bool awaited(PageId page, SlotId slot, std::uint64_t others) const;
   // Has either page's holders hold the other one.
   void exchange(PageId a, PageId b);
 

@@ -345,10 +345,16 @@ class CoreMachine(RuleBasedStateMachine):
             errors = (SlotsBusy,) if self.draining else (ValueError,)
         elif needed > deliverable:
             errors = (OutOfPages,)
+        if self.world.move_pages and self.draining and errors == (OutOfPages,):
+            errors = (OutOfPages, SlotsBusy)  # a slot that maps nothing may not be taken for a moment's need
         bound = None
         try:
             with self.expecting(*errors):
                 bound = self.attempt(lambda: self.cache.bind(namespace, node, total, self.world.guard_tokens), fault)
+        except SlotsBusy:
+            assert self.world.move_pages
+            assert self.draining
+            self.world.met["waited for a mapped slot"] += 1
         except OutOfPages:
             assert tail
             assert needed + 1 > deliverable
@@ -397,9 +403,7 @@ class CoreMachine(RuleBasedStateMachine):
         guarded=st.booleans(),
         fault=grow_faults,
     )
-    def grow(
-        self, pick: int, texts: list[str], batch: int, written: int, guarded: bool, fault: Fault | None
-    ) -> None:
+    def grow(self, pick: int, texts: list[str], batch: int, written: int, guarded: bool, fault: Fault | None) -> None:
         """New tokens for one request or several."""
         chosen = [slot for i, slot in enumerate(sorted(self.live)) if batch >> i & 1] or [self.pick_live(pick)[0]]
         new = {slot: self.expand(text) for slot, text in zip(chosen, texts, strict=False)}

@@ -42,6 +42,26 @@ def test_a_slot_waits_for_the_last_forward_that_used_it(make_cache: MakeCache) -
     Request(cache, ids("abcd")).abort()
 
 
+def test_a_slot_that_maps_nothing_is_not_for_a_moments_need(make_cache: MakeCache) -> None:
+    """Where contents move and half of the pages are mapped: the request waits for the one that is about to be idle."""
+    cache = make_cache(slots=4, budget_pages=8, token_bytes=1024, move_pages=True)  # four tokens a page
+    first = Request(cache, ids("a" * 12))
+    second = Request(cache, ids("b" * 4))
+    forward = cache.begin_forward(ints(first.slot))
+    first.finish()
+    with pytest.raises(SlotsBusy, match=f"complete forward {forward} first"):
+        Request(cache, ids("c" * 4))
+    cache.complete_forward(forward)
+    third = Request(cache, ids("c" * 4))
+    assert third.slot == first.slot
+    fourth = Request(cache, ids("d" * 4))  # nothing is about to be idle
+    assert len({it.slot for it in (second, third, fourth)}) == 3
+    for it in second, third, fourth:
+        it.verify()
+        it.abort()
+    cache.check()
+
+
 def test_completing_a_forward_completes_all_before_it(make_cache: MakeCache) -> None:
     cache = make_cache(slots=4)
     requests = [Request(cache, ids("abcd")) for _ in range(3)]
