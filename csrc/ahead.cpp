@@ -129,13 +129,25 @@ void KVCache::prepare_slot(Node* node) {
   const std::size_t pages = node->end * geometry_.token_bytes / geometry_.page_bytes;
   if (pages < kLeastPrepared || arena_.runs() + 2 * (pending_.size() + pages) > arena_.mapping_limit()) return;
   const SlotId slot = unmapped_.front();
+  settle(slot, 0, arena_.slot_pages());
   std::vector<PageId> path;
   tree_.collect(node, path);
   for (std::size_t index = 0; index < pages; ++index)
-    post_ahead({slot, static_cast<std::uint32_t>(index), path[index]}, DriverWorker::Priority::kLater);
+    if (arena_.mapped(slot, index) != path[index])
+      post_ahead({slot, static_cast<std::uint32_t>(index), path[index]}, DriverWorker::Priority::kLater);
   idle_.splice(idle_.end(), unmapped_, slots_[slot].idle);
   slots_[slot].unmapped = false;
+  slots_[slot].prepared = true;
   tree_.attach(slot, node, true);
+}
+
+// A prepared slot is taken before others that map the prefix, having nothing besides; and then it maps pages of its
+// own. Once more pages are mapped than should be, it is as if it mapped nothing.
+void KVCache::dissolve(SlotId slot) {
+  tree_.detach(slot);
+  unmapped_.splice(unmapped_.begin(), idle_, slots_[slot].idle);
+  slots_[slot].unmapped = true;
+  slots_[slot].prepared = false;
 }
 
 // Has memory taken for the pages that are created next, as many as there are live slots.

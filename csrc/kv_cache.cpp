@@ -255,6 +255,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   it.tokens = tokens;
   it.recorded = matched;
   it.duplicate = false;
+  it.prepared = false;
   it.path = node;
   it.costs = {shared - aliased_by_mapping - moved,
               aliased_by_mapping,
@@ -546,9 +547,13 @@ bool KVCache::may_map_more() const {
 
 // Where nothing of the path is mapped: a slot whose sequence was evicted; else one that maps nothing, or the one idle
 // for longest.
-SlotId KVCache::choose_slot(const Node* node) const {
-  if (node != nullptr)
-    if (const SlotId near = tree_.idle_slot_near(node); near != kNoSlot) return near;
+SlotId KVCache::choose_slot(const Node* node) {
+  if (node != nullptr) {
+    SlotId near = tree_.idle_slot_near(node);
+    for (; near != kNoSlot && slots_[near].prepared && !may_map_more(); near = tree_.idle_slot_near(node))
+      dissolve(near);
+    if (near != kNoSlot) return near;
+  }
   if (idle_.empty()) return unmapped_.front();
   const bool loose = tree_.attached(idle_.front()) == nullptr;
   return loose || unmapped_.empty() || !may_map_more() ? idle_.front() : unmapped_.front();
@@ -724,15 +729,18 @@ void KVCache::map(std::span<const Change> changes, SlotId binding) {
 void KVCache::shed(std::span<const Change> changes, SlotId binding) {
   settle_all();
   const auto enough = [&] { return arena_.runs_after(changes) <= arena_.mapping_limit(); };
-  std::vector<SlotId> order(idle_.begin(), idle_.end());
+  std::vector<SlotId> order(unmapped_.begin(), unmapped_.end());  // which may map a prefix after all: see dissolve
+  order.insert(order.end(), idle_.begin(), idle_.end());
   for (const SlotId slot : order) {
     if (enough()) return;
     if (slot == binding || arena_.extent(slot) == 0) continue;
     arena_.unmap(slot, 0);
     ++counters_.slots_shed;
+    if (slots_[slot].unmapped) continue;
     tree_.detach(slot);
     unmapped_.splice(unmapped_.end(), idle_, slots_[slot].idle);
     slots_[slot].unmapped = true;
+    slots_[slot].prepared = false;
   }
   for (SlotId slot = 0; slot < slots_.size() && !enough(); ++slot) {
     if (slots_[slot].state != State::kLive || slots_[slot].guard_reader > completed_) continue;
