@@ -15,6 +15,8 @@ namespace {
 // After a page could not be created. Counted and not timed, so that the same calls always do the same (invariant 7);
 // a second or two of decoding.
 constexpr std::uint64_t kForwardsBeforeRetry = 64;
+// To map as many takes the driver about as long as launching a forward late costs: a millisecond.
+constexpr std::size_t kManyPages = 32;
 
 }  // namespace
 
@@ -185,6 +187,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   const std::size_t pages = geometry_.pages_for(tokens);
   harvest();
   require_idle_slot();
+  if (node != nullptr) await_own_slot(node, path);
   require(pages - shared);
   // Only now: the slots of what was evicted have pages to take where they are mapped.
   const SlotId slot = choose_slot(node);
@@ -530,12 +533,31 @@ const KVCache::Slot& KVCache::live(SlotId slot) const {
 
 void KVCache::require_idle_slot() const {
   if (!idle_.empty()) return;
-  // A slot that maps nothing yet is not for a moment's need, once many pages are mapped: see may_map_more.
-  if (!unmapped_.empty() && (draining_.empty() || !move_pages_ || may_map_more())) return;
+  // A slot that maps nothing yet is not for a moment's need once as many pages are mapped as there are: from then on
+  // each would be mapped in several slots for sequences of theirs (docs/design.md, "Moving").
+  const bool all_mapped = arena_.mappings() + pending_.size() >= pool_.limit();
+  if (!unmapped_.empty() && (draining_.empty() || !move_pages_ || !all_mapped)) return;
   if (draining_.empty())
     throw std::length_error("all " + std::to_string(live_slots_) + " slots are live: raise --max-running-requests");
   throw SlotsBusy("every idle slot is still used by a forward; complete forward " +
                   std::to_string(draining_.begin()->first) + " first");
+}
+
+// A request that goes on where another has just ended finds most of its prefix mapped in that one's slot. While a
+// forward still includes it, waiting for that forward, which is under way, is less than mapping many pages in another
+// slot.
+void KVCache::await_own_slot(const Node* node, std::span<const PageId> path) const {
+  if (!move_pages_) return;
+  SlotId own = node->slots;
+  while (own != kNoSlot && slots_[own].state != State::kDraining) own = tree_.next_attached(own);
+  if (own == kNoSlot) return;
+  const SlotId near = tree_.idle_slot_near(node);
+  std::size_t missing = 0;
+  for (std::size_t index = 0; index < path.size(); ++index)
+    missing += near == kNoSlot || arena_.mapped(near, index) != path[index];
+  if (missing < kManyPages) return;
+  throw SlotsBusy("the slot that maps this prefix is still used by a forward; complete forward " +
+                  std::to_string(slots_[own].last_forward) + " first");
 }
 
 // Whether a slot that maps nothing should be taken before one with a cached sequence. Where contents move, not once

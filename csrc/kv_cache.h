@@ -252,6 +252,7 @@ class KVCache {
   const Slot& live(SlotId slot) const;
   bool fits(const Node* node, std::size_t total_tokens) const;
   void require_idle_slot() const;
+  void await_own_slot(const Node* node, std::span<const PageId> path) const;
   bool may_map_more() const;
   bool movable(PageId page, SlotId slot) const;
   SlotId choose_slot(const Node* node);

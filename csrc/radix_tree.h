@@ -155,6 +155,8 @@ class RadixTree {
   // Attaches a slot in use to a node below its own.
   void go_on(SlotId slot, Node* node);
   Node* attached(SlotId slot) const { return attachments_[slot].node; }
+  // The next of the slots attached to the same node, of which node->slots is the first.
+  SlotId next_attached(SlotId slot) const { return attachments_[slot].next; }
   // Those that are attached and not idle, as the tree orders them.
   const LiveOrder& live_order() const { return live_order_; }
   // An idle slot attached where the path to `node` is longest shared; kNoSlot: none shares anything with it. Of those
