@@ -255,6 +255,7 @@ def _table(name: str) -> str:
         "tree": _tree,
         "decode": _decode,
         "prefill": _prefill,
+        "prefill-short": _prefill,
         "shared": _shared,
         "replay": _replay,
     }
