@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "tests/core"
 ENVIRONMENT = ROOT / "build/sanitized"
 PYTHON = ENVIRONMENT / "bin/python"
+LOGS = ROOT / "build/sanitizer"  # what is found goes to build/sanitizer.PROCESS: pytest would swallow it
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,19 @@ PASSES = {
         sanitizers="address,undefined",
         runtimes=("libasan.so", "libubsan.so"),
         environment={
-            "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves memory behind at its end
+            "ASAN_OPTIONS": f"detect_leaks=0 log_path={LOGS}",  # Python leaves memory behind at its end
+            "UBSAN_OPTIONS": f"print_stacktrace=1 log_path={LOGS}",
             "PYTHONMALLOC": "malloc",  # its arenas would hide errors
         },
-        steps=10_000,
+        steps=5_000,
         tests=(),
     ),
     "threads": Pass(
         sanitizers="thread",
         runtimes=("libtsan.so",),
-        environment={"TSAN_OPTIONS": "halt_on_error=1 exitcode=66 second_deadlock_stack=1"},
+        environment={"TSAN_OPTIONS": f"halt_on_error=1 exitcode=66 log_path={LOGS}"},
         steps=3_000,
-        tests=("-k", "ahead or threads"),
+        tests=("-k", "ahead or thread"),
     ),
 }
 
@@ -76,6 +78,7 @@ def run(name: str, options: list[str]) -> int:
     settings = (
         f"cmake.define.VT_SANITIZE={it.sanitizers}",
         "cmake.define.VT_WERROR=ON",
+        "install.strip=false",
         f"build-dir={ROOT / 'build' / f'sanitized-{name}'}",
     )
     build = [f"--config-settings={setting}" for setting in settings]
@@ -85,8 +88,14 @@ def run(name: str, options: list[str]) -> int:
     # The core's tests need neither Triton nor what tests/conftest.py prepares for the others.
     common = ["-q", "-p", "no:cacheprovider", "-n", "2", f"--confcutdir={CORE}"]
     tests = [str(PYTHON), "-m", "pytest", *common, str(CORE), *it.tests, *options]
+    for log in LOGS.parent.glob(f"{LOGS.name}.*"):
+        log.unlink()
     # Elsewhere than at the top, where the source folder would be imported in place of what was built.
-    return subprocess.run(tests, env=environment, cwd=CORE, check=False).returncode
+    status = subprocess.run(tests, env=environment, cwd=CORE, check=False).returncode
+    for log in LOGS.parent.glob(f"{LOGS.name}.*"):
+        print(log.read_text(errors="replace"))
+        status = status or 1
+    return status
 
 
 def main() -> None:
