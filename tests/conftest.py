@@ -4,6 +4,7 @@
 import ctypes
 import importlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 
 # Before PyTorch is imported: processes run side by side, and threads of one would wait for those of another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that puts a command into the background lets it ignore Ctrl-C, and what it starts as well.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What several parts' tests share; pytest's importlib mode puts no folder of tests on the path.
 sys.path.insert(0, str(Path(__file__).parent))
