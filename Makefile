@@ -31,7 +31,7 @@ chat: $(READY)
 # TEST="tests/core -k tree": options of pytest. JOBS: processes at once; each may hold a server of some GiB.
 JOBS ?= 2
 test: $(READY)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile $(TEST)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TEST)
 
 lint: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

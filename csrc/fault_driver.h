@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A driver that fails on demand, so that tests can show that every failure leaves the core as it was.
+// A driver that fails on demand, so that tests can show that every failure leaves the core as it was. What is to fail
+// may be said while another thread makes a call.
 #pragma once
 
 #include <array>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -20,10 +22,17 @@ class FaultDriver final : public Driver {
 
   // The call of this kind ("create", "release", "map", "unmap", "copy", "clear" or "move") after `successes` more of it
   // fails, once.
-  void inject(const std::string& operation, long successes) { countdown_.at(index(operation)) = successes; }
+  void inject(const std::string& operation, long successes) {
+    const std::lock_guard lock(mutex_);
+    countdown_.at(index(operation)) = successes;
+  }
   // Creating a page fails for lack of memory while so many pages exist.
-  void limit_memory(std::size_t pages) { memory_ = pages; }
+  void limit_memory(std::size_t pages) {
+    const std::lock_guard lock(mutex_);
+    memory_ = pages;
+  }
   void clear_faults() {
+    const std::lock_guard lock(mutex_);
     countdown_.fill(kNever);
     memory_ = kEndless;
   }
@@ -34,13 +43,14 @@ class FaultDriver final : public Driver {
   std::uintptr_t reserve(std::size_t bytes) override { return inner_->reserve(bytes); }
   void create(PageId page) override {
     fail_or_pass("create");
-    if (created_ >= memory_) throw OutOfMemory("create", -1, "injected lack of memory");
+    check_memory();
     inner_->create(page);
+    const std::lock_guard lock(mutex_);
     ++created_;
   }
   void prepare(PageId page) override {
     fail_or_pass("create");
-    if (created_ >= memory_) throw OutOfMemory("create", -1, "injected lack of memory");
+    check_memory();
     inner_->prepare(page);
   }
   bool unprepare(PageId page) override { return inner_->unprepare(page); }
@@ -48,6 +58,7 @@ class FaultDriver final : public Driver {
   void release(PageId page) override {
     fail_or_pass("release");
     inner_->release(page);
+    const std::lock_guard lock(mutex_);
     --created_;
   }
   void map(std::span<const MapOperation> operations) override {
@@ -90,13 +101,19 @@ class FaultDriver final : public Driver {
       if (kinds[i] == operation) return i;
     throw std::invalid_argument("no such driver operation: " + operation);
   }
+  void check_memory() {
+    const std::lock_guard lock(mutex_);
+    if (created_ >= memory_) throw OutOfMemory("create", -1, "injected lack of memory");
+  }
   void fail_or_pass(const char* operation) {
+    const std::lock_guard lock(mutex_);
     long& left = countdown_[index(operation)];
     if (left == kNever) return;
     if (left-- == 0) throw DriverError(operation, -1, "injected");
   }
 
   std::unique_ptr<Driver> inner_;
+  std::mutex mutex_;
   std::size_t memory_ = kEndless;  // pages
   std::size_t created_ = 0;
   std::array<long, 7> countdown_{kNever, kNever, kNever, kNever, kNever, kNever, kNever};

@@ -4,7 +4,7 @@
     python scheduler_run.py SETTINGS.json RESULT.json
 
 The scheduler's own event loop runs; only the place where it receives requests is the script's. SGLang keeps much
-state in globals, so that every run is a process of its own.
+state in globals, so that every run is a process of its own (scheduler_forks.py makes those of a machine without a GPU).
 """
 
 import functools
@@ -17,16 +17,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-ON_CPU = json.loads(Path(sys.argv[1]).read_text())["server_args"]["device"] == "cpu"
-
-# Before SGLang is imported, which reads them.
-if ON_CPU:
-    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
-
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def prepare_environment(*, on_cpu: bool) -> None:
+    """What SGLang reads when it is imported; before that."""
+    if on_cpu:
+        os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "1")
 
 
 def force_tokens(run: "Run") -> None:
@@ -221,7 +221,7 @@ class Run:
         node, count = core.match(extra_key, array("q", tokens))
         core.lock(node)
         slot = core.bind(extra_key, node, max(count, 1))[0]
-        if not ON_CPU:
+        if self.scheduler.server_args.device != "cpu":
             torch.cuda.synchronize()
         layers = range(pool.layout.layers)
         pairs = [torch.stack(pool.slot_view(pool.start_layer + layer, slot, count)) for layer in layers]
@@ -363,16 +363,18 @@ def scrape() -> dict[str, float]:
     return table(generate_latest(registry).decode())
 
 
-def main() -> None:
-    settings = json.loads(Path(sys.argv[1]).read_text())
+def main(settings_file: Path, result_file: Path) -> None:
+    """One run, of the settings in a file; its result goes to another."""
+    settings = json.loads(settings_file.read_text())
+    prepare_environment(on_cpu=settings["server_args"]["device"] == "cpu")
     os.environ.update(settings.get("environment", {}))
     if settings["server_args"].get("enable_metrics"):
         from sglang.srt.utils.common import set_prometheus_multiproc_dir
 
         set_prometheus_multiproc_dir()  # as its launcher does, before anything imports prometheus_client
     result = Run(settings).go()
-    Path(sys.argv[2]).write_text(json.dumps(result))
+    result_file.write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `chat` from its options to its exit status, on fake servers."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -223,13 +224,20 @@ def test_an_interruption_stops_the_servers(fake: Fake, alive: Callable[[int], bo
         "import vt_sglang.chat.run as run; from vt_sglang.chat.launch import Launch; from vt_sglang.cli import app\n"
         f"run.chosen_launches = lambda *_: [Launch('stock', {list(launch.command)!r})]\napp()"
     )
-    tool = subprocess.Popen([sys.executable, "-c", program, "chat"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    tool = subprocess.Popen(
+        [sys.executable, "-c", program, "chat"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # Whatever these tests inherited: where SIGHUP is ignored, as under nohup, the command ignores it, too.
+        preexec_fn=functools.partial(signal.signal, number, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
     while not (Path("child").exists() and Path("child").read_text()) and time.monotonic() < deadline:
+        assert tool.poll() is None, "it ended before it was interrupted"
         time.sleep(0.05)
     child = int(Path("child").read_text())
     tool.send_signal(number)
-    _, said = tool.communicate(timeout=60)
+    _, said = tool.communicate(timeout=120)
     assert tool.returncode not in (0, -number)
     assert b"Traceback" not in said
     assert not alive(child)

@@ -11,7 +11,14 @@ import pytest
 
 # The helpers beside this file; pytest's importlib mode puts no folder of tests on the path.
 sys.path.insert(0, str(Path(__file__).parent))
-pytest.register_assert_rewrite("core_harness", "core_plans", "core_world", "core_machine", "core_fake_cuda")
+pytest.register_assert_rewrite(
+    "core_harness",
+    "core_plans",
+    "core_world",
+    "core_machine",
+    "core_fake_cuda",
+    "core_ahead",
+)
 
 from core_fake_cuda import FakeCuda  # noqa: E402
 from core_harness import PAGE, TOKEN_SIZES, Geometry, MakeCache  # noqa: E402
@@ -75,5 +82,7 @@ def fake_cuda(compile_fake_cuda: Callable[..., Path]) -> Iterator[FakeCuda]:
     fake = FakeCuda(compile_fake_cuda())
     fake.reset()
     yield fake
+    fake.hold(None)  # after a test that failed, too
+    fake.delay(0)
     gc.collect()
     fake.verify_nothing_is_left()

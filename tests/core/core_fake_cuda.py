@@ -2,6 +2,8 @@
 """The test's side of fake_cuda.c."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +66,23 @@ class FakeCuda:
         """Whether a call waits."""
         return bool(self._library.fake_cuda_waiting())
 
+    def let_through(self, calls: int = 1) -> None:
+        """Let so many calls of the kind that is held go on, the one that waits first; the rest waits as before."""
+        self._library.fake_cuda_let_through(calls)
+
+    def delay(self, microseconds: int) -> None:
+        """Let every call wait for some time up to this, each for another; until the next reset."""
+        self._library.fake_cuda_delay(microseconds)
+
+    @contextmanager
+    def exempt(self) -> Iterator[None]:
+        """Within this, calls of this thread go on at once, whatever is held or delayed."""
+        self._library.fake_cuda_exempt(1)
+        try:
+            yield
+        finally:
+            self._library.fake_cuda_exempt(0)
+
     def count(self, what: str) -> int:
         """How many handles (or rdma or exportable handles), mappings, reservations, contexts or pushed contexts."""
         return self._library.fake_cuda_count(what.encode())
@@ -77,7 +96,7 @@ class FakeCuda:
         return self._library.fake_cuda_complaint().decode()
 
     def reset(self) -> None:
-        """Forget calls, failures to come and complaints."""
+        """Forget calls, failures to come and complaints; hold and delay nothing."""
         self._library.fake_cuda_reset()
 
     def all_counts(self) -> dict[str, int]:

@@ -680,7 +680,8 @@ class CoreMachine(RuleBasedStateMachine):
             self.plan()
 
     def verify(self) -> None:
-        self.cache.finish_ahead()  # so that every run of a machine is the same
+        if not self.world.late or self.steps % 5 == 0:
+            self.cache.finish_ahead()  # so that every run of a machine is the same
         self.cache.check()
         self.note_failures()
         usage = self.cache.usage()
@@ -696,9 +697,10 @@ class CoreMachine(RuleBasedStateMachine):
         available = max(self.there() + 1 - usage["held_pages"], 0)
         assert self.cache.available_tokens() == self.geometry.tokens_in(available)
         assert self.cache.protected_tokens() <= self.cache.total_tokens
-        physical = self.physical_pages()
-        assert physical == usage["created_pages"] or (self.world.map_ahead and physical > usage["created_pages"])
-        assert physical <= max(self.limit + 1, usage["created_pages"])
+        if not self.world.late or self.steps % 5 == 0:
+            physical = self.physical_pages()
+            assert physical == usage["created_pages"] or (self.world.map_ahead and physical > usage["created_pages"])
+            assert physical <= max(self.limit + 1, usage["created_pages"])
         assert len(self.certain) <= usage["tree_tokens"] <= len(self.recorded)
         self.verify_mappings()
         self.verify_contents()

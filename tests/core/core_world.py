@@ -24,6 +24,7 @@ class World:
     guard_tokens: int = 0
     move_pages: bool = False
     map_ahead: bool = False
+    late: bool = False  # whether the thread that maps ahead is waited for every few steps only
     met: Counter[str] = field(default_factory=Counter)
 
     def make(self) -> KVCache:

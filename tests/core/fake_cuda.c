@@ -117,17 +117,32 @@ static struct {
 enum { KINDS = sizeof kinds / sizeof *kinds };
 static _Atomic(const void*) held;  // the kind of calls that wait
 static _Atomic int waiting;
+static _Atomic int let_through;      // calls of that kind that need not wait any more
+static _Atomic unsigned delay;       // most microseconds that a call waits
+static _Thread_local int is_exempt;  // calls of this thread never wait
+
+static void wait_in(const void* kind) {
+  for (int milliseconds = 0; held == kind && milliseconds < 40000; ++milliseconds) {
+    if (let_through > 0) {  // only one call of a cache waits at a time
+      --let_through;
+      break;
+    }
+    waiting = 1;
+    usleep(1000);
+  }
+  waiting = 0;
+  if (delay > 0) {
+    static _Atomic unsigned draws;
+    usleep((++draws * 2654435761u >> 8) % (delay + 1));
+  }
+}
 
 // Counts the call, and makes it fail if it is its turn.
 static int begin(const char* name) {
   for (int i = 0; i < KINDS; ++i) {
     if (strcmp(kinds[i].name, name) != 0) continue;
     ++kinds[i].calls;
-    for (int milliseconds = 0; held == &kinds[i] && milliseconds < 5000; ++milliseconds) {
-      waiting = 1;
-      usleep(1000);
-    }
-    waiting = 0;
+    if (!is_exempt) wait_in(&kinds[i]);
     if (kinds[i].successes_left < 0 || kinds[i].successes_left-- > 0) return SUCCESS;
     return kinds[i].code;
   }
@@ -522,14 +537,24 @@ void fake_cuda_clear_failures(void) {
 // The device has memory for so many more handles, and for those that are released.
 void fake_cuda_limit_memory(long handles_left) { memory_left = handles_left; }
 
-// Lets every call of this kind wait, but no longer than five seconds, until no kind is held: NULL.
+// Lets every call of this kind wait, but no longer than 40 seconds, until no kind is held: NULL.
 void fake_cuda_hold(const char* name) {
   held = NULL;
+  let_through = 0;
   for (int i = 0; name != NULL && i < KINDS; ++i)
     if (strcmp(kinds[i].name, name) == 0) held = &kinds[i];
 }
 
 int fake_cuda_waiting(void) { return waiting; }
+
+// Lets so many calls of the kind that is held through, the one that waits first.
+void fake_cuda_let_through(int calls) { let_through = calls; }
+
+// Lets every call wait for some time up to this, in microseconds.
+void fake_cuda_delay(unsigned most) { delay = most; }
+
+// Whether calls of the calling thread go on at once, whatever is held or delayed.
+void fake_cuda_exempt(int value) { is_exempt = value; }
 
 // What exists now.
 int fake_cuda_count(const char* what) {
@@ -556,6 +581,8 @@ void fake_cuda_reset(void) {
     kinds[i].calls = 0;
     kinds[i].successes_left = -1;
   }
+  fake_cuda_hold(NULL);
+  delay = 0;
   complaint[0] = '\0';
   memset(supported, 0, sizeof supported);
   supported[VIRTUAL_MEMORY] = 1;

@@ -1,27 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a thread of the cache's maps and creates before it is needed."""
+"""What a thread of the cache's maps and creates before it is needed, and that nobody else can tell."""
 
-import time
-from collections.abc import Callable
+import random
 
-from core_fake_cuda import OUT_OF_MEMORY, FakeCuda
-from core_harness import PAGE, Request, counter_changes, ids, ints, run
-
-from vt_sglang._core import KVCache
-
-TOKEN = 1024  # bytes: four tokens a page
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what a thread does."""
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.001)
-
-
-def make(fake_cuda: FakeCuda) -> KVCache:
-    return fake_cuda.cache(TOKEN, slots=6, slot_tokens=64, budget_pages=40, move_pages=True, map_ahead=True)
+from core_ahead import make
+from core_fake_cuda import FakeCuda
+from core_harness import MakeCache, Memory, Request, counter_changes, ids, ints
 
 
 def test_growth_finds_its_page_mapped(fake_cuda: FakeCuda) -> None:
@@ -48,115 +32,13 @@ def test_growth_finds_its_page_mapped(fake_cuda: FakeCuda) -> None:
     request.abort()
 
 
-def test_what_waits_is_done_by_who_needs_it(fake_cuda: FakeCuda) -> None:
-    """The thread is held up in a call; a growth needs what stands behind it, waits for that one call, and cancels the
-    rest."""
-    cache = make(fake_cuda)
-    request = Request(cache, ids("aaaa"))
+def test_off_by_default(make_cache: MakeCache) -> None:
+    cache = make_cache()
+    request = Request(cache, ids("abcdefgh"))
+    request.append(ids("ij"))
     cache.finish_ahead()
-    other = Request(cache, ids("xxxx"), namespace="other")
-    cache.finish_ahead()
-    fake_cuda.hold("cuMemSetAccess")
-    other.cache.grow(ints(other.slot), ints(5))  # its next page is to be mapped ahead, and is not for now
-    until(fake_cuda.waiting)
-    before = cache.counters()["pages_mapped_ahead"]
-    fake_cuda.hold(None)
-    request.append(ids("bbbbccccddddeeee"))
-    request.verify()
-    cache.finish_ahead()
-    assert cache.counters()["pages_mapped_ahead"] >= before
-    assert cache.counters()["driver_wait_ns"] > 0
-    cache.check()
-    other.write(0)
-    for it in request, other:
-        it.abort()
-
-
-def test_a_prefix_that_branches_is_mapped_in_a_spare_slot(fake_cuda: FakeCuda) -> None:
-    """Two live requests share it; the third finds it mapped where nothing was."""
-    cache = make(fake_cuda)
-    system = "sssstttteeeemmmm"  # four pages
-    first = Request(cache, ids(system + "a"))
-    first.record()
-    second = Request(cache, ids(system + "b"))
-    second.record()  # from here on it branches
-    cache.finish_ahead()
-    before = cache.counters()
-    third = Request(cache, ids(system + "c"))
-    changes = counter_changes(cache, before)
-    assert changes["tokens_adopted"] == changes["tokens_matched"] == 16
-    for it in first, second, third:
-        it.verify()
-        it.abort()
-    cache.check()
-
-
-def test_a_prepared_slot_can_be_had_before_it_is_ready(fake_cuda: FakeCuda) -> None:
-    cache = make(fake_cuda)
-    system = "sssstttteeeemmmm"
-    first = Request(cache, ids(system + "a"))
-    first.record()
-    second = Request(cache, ids(system + "b"))
-    cache.finish_ahead()
-    fake_cuda.hold("cuMemMap")
-    second.record()
-    until(fake_cuda.waiting)
-    fake_cuda.hold(None)
-    third = Request(cache, ids(system + "c"))
-    for it in first, second, third:
-        it.verify()
-        it.abort()
-    cache.finish_ahead()
-    cache.check()
-
-
-def test_a_failure_of_the_thread_is_nobodys(fake_cuda: FakeCuda) -> None:
-    cache = make(fake_cuda)
-    request = Request(cache, ids("aaaa"))
-    cache.finish_ahead()
-    request.append(ids("b"))
-    cache.finish_ahead()
-    request.append(ids("b"))
-    cache.finish_ahead()
-    fake_cuda.fail("cuMemMap", 0, OUT_OF_MEMORY)
-    request.append(ids("bbc"))  # what it needs is mapped; the page after that cannot be
-    cache.finish_ahead()
-    fake_cuda.clear_failures()
-    request.append(ids("cccdddde"))
-    request.verify()
-    cache.check()
-    request.abort()
-
-
-def test_memory_taken_ahead_is_given_back(fake_cuda: FakeCuda) -> None:
-    """By a trim, and where a page is needed for which it was not taken."""
-    cache = make(fake_cuda)
-    request = Request(cache, ids("aaaabbbb"))
-    cache.finish_ahead()
-    assert cache.physical_bytes() > cache.usage()["created_pages"] * PAGE
-    request.abort()
-    cache.trim(0)
-    assert cache.physical_bytes() == cache.usage()["created_pages"] * PAGE == PAGE
-    assert fake_cuda.count("handles") == 1
-    cache.check()
-    run(cache, ids("aaaabbbb"))
-
-
-def test_a_limit_holds_for_memory_taken_ahead(fake_cuda: FakeCuda) -> None:
-    cache = make(fake_cuda)
-    requests = [Request(cache, ids("aaaabbbb"), namespace=str(i)) for i in range(4)]
-    cache.finish_ahead()
-    for it in requests:
-        it.abort()
-    cache.complete_forward(cache.begin_forward(ints()))  # ahead of which new pages were cleared
-    cache.set_limit(3)
-    cache.shrink(10_000)
-    cache.finish_ahead()
-    assert cache.physical_bytes() <= 4 * PAGE  # and the padding
-    run(cache, ids("aaaabb"))
-    cache.finish_ahead()
-    assert cache.physical_bytes() <= 4 * PAGE
-    cache.check()
+    assert cache.counters()["pages_mapped_ahead"] == 0
+    assert cache.physical_bytes() == cache.usage()["created_pages"] * cache.page_bytes
 
 
 def test_the_ledger_does_not_know_of_it(fake_cuda: FakeCuda) -> None:
@@ -174,3 +56,58 @@ def test_the_ledger_does_not_know_of_it(fake_cuda: FakeCuda) -> None:
         it.verify()
         it.abort()
     cache.check()
+
+
+def test_new_pages_are_zero_before_they_can_be_read_as_guards(fake_cuda: FakeCuda) -> None:
+    """What new memory holds is not defined on a device."""
+    cache = make(fake_cuda, move_pages=False)
+    slot = cache.bind(None, 0, 4)[0]
+    for tokens in range(5, 33):
+        for _ in range(2):  # memory is taken, and the page behind the last is mapped
+            cache.grow(ints(slot), ints(tokens))
+            cache.finish_ahead()
+        cache.grow(ints(slot), ints(tokens), 4)
+        assert not Memory(cache).tokens(slot, 0, tokens + 4).any()
+    assert cache.counters()["pages_mapped_ahead"] >= 6
+    assert "guards_mapped" not in counter_changes(cache, dict.fromkeys(cache.counters(), 0))
+    assert fake_cuda.calls("cuMemsetD8Async") == cache.usage()["created_pages"], "each was cleared, and once"
+    cache.check()
+
+
+def test_what_a_request_finds_does_not_depend_on_the_thread(fake_cuda: FakeCuda) -> None:
+    """The ranks of a server make the same calls, and must let in, find and evict the same, however late each one's
+    thread is."""
+
+    def play(delay: int) -> list[object]:
+        fake_cuda.reset()
+        fake_cuda.delay(delay)
+        choice = random.Random(3)
+        cache = make(fake_cuda, budget_pages=24)
+        seen: list[object] = []
+        live: list[Request] = []
+        with fake_cuda.exempt():
+            for turn in range(60):
+                if delay == 0:
+                    cache.finish_ahead()
+                request = Request(cache, ids("system prompt, system"[: choice.randrange(22)] + chr(97 + turn % 3)))
+                request.append(ids("abcde"[: choice.randrange(1, 6)]))
+                seen += [request.matched, cache.deliverable_pages(), cache.available_tokens()]
+                seen += [cache.counters()[name] for name in ("nodes_evicted", "tokens_evicted", "creations_failed")]
+                request.verify()
+                if choice.random() < 0.7:
+                    request.record()
+                live.append(request)
+                if len(live) > 3:
+                    live.pop(choice.randrange(4)).abort()
+            cache.finish_ahead()
+            cache.check()
+            assert delay > 0 or cache.counters()["pages_mapped_ahead"] > 5
+            assert cache.counters()["nodes_evicted"] > 10
+            for it in live:
+                it.verify()
+                it.abort()
+        return seen
+
+    at_once = play(0)
+    assert play(400) == at_once
+    assert play(4000) == at_once

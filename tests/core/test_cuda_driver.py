@@ -13,11 +13,9 @@ from core_fake_cuda import (
     POSIX_HANDLES,
     RDMA,
     VIRTUAL_MEMORY,
-    CudaWorld,
     FakeCuda,
 )
 from core_harness import PAGE, Geometry, Memory, Request, ids, ints, run
-from core_machine import STEPS, run_machine
 
 from vt_sglang._core import DriverError, KVCache, OutOfMemory, OutOfPages
 
@@ -426,24 +424,6 @@ def test_shedding_that_fails_half_way_leaves_true_mappings(fake_cuda: FakeCuda, 
     other.verify()
     again.abort()
     other.abort()
-
-
-# ---- random operations
-
-CUDA_WORLDS = (
-    CudaWorld("cuda, tokens straddle pages", token_bytes=1000, guard_tokens=7),
-    CudaWorld("cuda, tokens larger than a page", token_bytes=6000, budget_pages=40),
-    CudaWorld("cuda, few mappings", token_bytes=1000, mapping_limit=14),
-    CudaWorld("cuda, contents move", token_bytes=1000, guard_tokens=7, move_pages=True),
-    CudaWorld("cuda, mapped ahead", token_bytes=1000, guard_tokens=7, move_pages=True, map_ahead=True),
-)
-
-
-@pytest.mark.parametrize("world", CUDA_WORLDS, ids=lambda world: world.name)
-def test_core_agrees_with_the_model(fake_cuda: FakeCuda, world: CudaWorld) -> None:
-    """The state machine, shortened. Here batches fail in their midst."""
-    world.fake = fake_cuda
-    run_machine(world, STEPS // 10)
 
 
 @pytest.mark.parametrize(("name", "code"), [("cuMemMap", OUT_OF_MEMORY), ("cuMemSetAccess", OUT_OF_MEMORY)])

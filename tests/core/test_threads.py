@@ -122,3 +122,20 @@ def test_threads_of_one_cache_do_not_wait_for_another(make_cache: MakeCache) -> 
     run_threads([lambda cache=cache, seed=seed: converse(cache, seed, 60) for seed, cache in enumerate(caches * 2)])
     for cache in caches:
         assert ledger(cache) == cache.total_tokens
+
+
+def test_requests_while_a_thread_maps_ahead(fake_cuda: FakeCuda, make_cache: MakeCache) -> None:
+    """It calls the driver beside them; on the fake device two calls at once would be seen as broken rules."""
+    sizes: dict[str, object] = {"slots": 6, "budget_pages": 24, "map_ahead": True}
+    for cache in make_cache(1000, **sizes), fake_cuda.cache(1000, **sizes, move_pages=True):
+        fake_cuda.delay(200)
+        run_threads(
+            [lambda cache=cache, seed=seed: converse(cache, seed, 60) for seed in range(4)]
+            + [lambda cache=cache, seed=seed: administrate(cache, seed, 150) for seed in range(2)]
+            + [lambda cache=cache: [cache.finish_ahead() for _ in range(50)]]
+        )
+        cache.finish_ahead()
+        cache.check()
+        assert cache.usage()["live_slots"] == 0
+        assert ledger(cache) == cache.total_tokens
+        assert cache.counters()["pages_mapped_ahead"] > 0

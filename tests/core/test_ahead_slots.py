@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slots in which a prefix that several requests share is mapped before the next one comes."""
+
+from core_ahead import make, until
+from core_fake_cuda import FakeCuda
+from core_harness import Request, counter_changes, ids, run
+
+from vt_sglang._core import KVCache
+
+SYSTEM = "sssstttteeeemmmm"  # four pages
+
+
+def shared(cache: KVCache) -> list[Request]:
+    """Two live requests that share the prefix, and have recorded it: from there on it branches."""
+    requests = []
+    for letter in "ab":
+        requests.append(Request(cache, ids(SYSTEM + letter)))
+        requests[-1].record()
+    return requests
+
+
+def test_a_prefix_that_branches_is_mapped_in_a_spare_slot(fake_cuda: FakeCuda) -> None:
+    """Two live requests share it; the third finds it mapped where nothing was."""
+    cache = make(fake_cuda)
+    system = "sssstttteeeemmmm"  # four pages
+    first = Request(cache, ids(system + "a"))
+    first.record()
+    second = Request(cache, ids(system + "b"))
+    second.record()  # from here on it branches
+    cache.finish_ahead()
+    before = cache.counters()
+    third = Request(cache, ids(system + "c"))
+    changes = counter_changes(cache, before)
+    assert changes["tokens_adopted"] == changes["tokens_matched"] == 16
+    for it in first, second, third:
+        it.verify()
+        it.abort()
+    cache.check()
+
+
+def test_a_prepared_slot_can_be_had_before_it_is_ready(fake_cuda: FakeCuda) -> None:
+    cache = make(fake_cuda)
+    system = "sssstttteeeemmmm"
+    first = Request(cache, ids(system + "a"))
+    first.record()
+    second = Request(cache, ids(system + "b"))
+    cache.finish_ahead()
+    fake_cuda.hold("cuMemMap")
+    second.record()
+    until(fake_cuda.waiting)
+    fake_cuda.hold(None)
+    third = Request(cache, ids(system + "c"))
+    for it in first, second, third:
+        it.verify()
+        it.abort()
+    cache.finish_ahead()
+    cache.check()
+
+
+def test_a_prepared_slot_pins_nothing(fake_cuda: FakeCuda) -> None:
+    """Its path can be evicted, before it is mapped or after that, and its pages given back."""
+    for held in (True, False):
+        cache = make(fake_cuda)
+        requests = [Request(cache, ids(SYSTEM + letter)) for letter in "ab"]
+        requests[0].record()
+        cache.finish_ahead()
+        fake_cuda.hold("cuMemMap" if held else None)
+        requests[1].record()
+        if held:
+            until(fake_cuda.waiting)
+            fake_cuda.hold(None)
+        else:
+            cache.finish_ahead()
+            assert cache.counters()["pages_mapped_ahead"] >= 4
+        for it in requests:
+            it.abort()
+        usage = cache.usage()
+        assert usage["evictable_pages"] == usage["held_pages"] - 1
+        cache.evict(100)
+        assert cache.usage()["held_pages"] == 1
+        cache.trim()
+        assert cache.usage()["created_pages"] == 1
+        cache.finish_ahead()
+        cache.check()
+        run(cache, ids(SYSTEM + "c"))
+
+
+def test_the_only_idle_slot_serves_any_request(fake_cuda: FakeCuda) -> None:
+    cache = make(fake_cuda, slots=4)
+    requests = shared(cache)
+    cache.finish_ahead()
+    assert cache.idle_slots() == 1
+    requests.append(Request(cache, ids("something else")))
+    cache.finish_ahead()
+    cache.check()
+    for it in requests:
+        it.verify()
+        it.abort()
+
+
+def test_a_conversation_of_one_has_no_prepared_slot(fake_cuda: FakeCuda) -> None:
+    cache = make(fake_cuda)
+    text = SYSTEM
+    for _ in range(4):
+        before = cache.counters()
+        run(cache, ids(text))
+        cache.finish_ahead()
+        assert counter_changes(cache, before).get("pages_mapped_ahead", 0) == 0
+        text += "stuvwxyz"
