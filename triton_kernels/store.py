@@ -55,6 +55,11 @@ def store_kernel(
     tl.store(v_cache + location * v_cache_stride + columns, value.to(v_cache.dtype.element_ty), mask=columns < V_WIDTH)
 
 
+def warps(width: int) -> int:
+    """Warps of a program that stores a token of `width` elements: a power of two, as Triton asks."""
+    return 4 if width >= 1024 else 2 if width >= 512 else 1
+
+
 def store_kv(
     k: torch.Tensor,
     v: torch.Tensor,
@@ -97,5 +102,5 @@ def store_kv(
         LARGEST=torch.finfo(v_cache.dtype).max if finite else 0.0,
         BLOCK_K=triton.next_power_of_2(k_width),
         BLOCK_V=triton.next_power_of_2(v_width),
-        num_warps=max(1, min(4, k_width // 256)),
+        num_warps=warps(k_width),
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile decode's kernels for Hopper, without a GPU, as a server of Llama-3-8B launches them. Prints JSON.
+"""Compile decode's kernels and the store for Hopper, without a GPU, decode's as a server of Llama-3-8B launches them.
+Prints JSON.
 
 A process of its own, since Triton interprets in the tests' where there is no GPU.
 """
@@ -20,6 +21,7 @@ from vt_sglang.triton_kernels import decode_plan, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_kernel
 from vt_sglang.triton_kernels.decode_plan import RUN_FIELDS, SHARED_ROWS, TASK_FIELDS, DecodeConfig
 from vt_sglang.triton_kernels.merge import merge_kernel
+from vt_sglang.triton_kernels.store import store_kernel, warps
 
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 
@@ -145,6 +147,31 @@ def shared() -> dict[str, int]:
     return build(shared_hopper.shared_hopper_kernel, constants, rows, gluon=True, **options)
 
 
+def store(width: int, given: str, cache: str) -> dict[str, int]:
+    """The store of keys and values of so many elements a token. Into float8 it scales."""
+    finite = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8e4nv": 448.0}
+    block = triton.next_power_of_2(width)
+    constants: dict[str, Any] = {
+        "K_WIDTH": width,
+        "V_WIDTH": width,
+        "LARGEST": finite[cache],
+        "BLOCK_K": block,
+        "BLOCK_V": block,
+    }
+    if cache == given:
+        constants |= {"k_scale": None, "v_scale": None}
+    types = {"k": given, "v": given, "k_cache": cache, "v_cache": cache, "locations": "i64"}
+    pointers = {name: f"*{of}" for name, of in types.items()}
+    return build(store_kernel, constants, pointers, num_warps=warps(width))
+
+
+def stores() -> dict[str, int]:
+    """Over the widths of KV that ask for another number of warps, in each type of cache."""
+    types = [("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv"), ("fp16", "fp8e4nv")]
+    made = [store(width, *of) for width in (64, 512, 768, 1024) for of in types]
+    return {name: max(it[name] for it in made) for name in made[0]}
+
+
 def plans() -> dict[str, int]:
     """What a step is planned with."""
     plan = {"RUN_FIELDS": RUN_FIELDS, "TILE": 128, "WINDOW": -1, "BLOCK_BATCH": 256}
@@ -165,6 +192,7 @@ if __name__ == "__main__":
                 "decode with tasks": decode(tma=True, tasks=True),
                 "merge": merge(),
                 "shared tasks": shared(),
+                "store": stores(),
                 "plans": plans(),
             }
         )

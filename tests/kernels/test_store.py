@@ -4,11 +4,13 @@
 import pytest
 import torch
 from arena import CUDA, DEVICE, DTYPES
-from vt_sglang.triton_kernels.store import store_kv
+from vt_sglang.triton_kernels.store import store_kv, warps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("kv_heads", "head_dim", "v_head_dim"), [(8, 128, 128), (1, 64, 64), (3, 80, 48)])
+@pytest.mark.parametrize(
+    ("kv_heads", "head_dim", "v_head_dim"), [(8, 128, 128), (1, 64, 64), (3, 80, 48), (12, 64, 64)]
+)
 def test_store(dtype: torch.dtype, kv_heads: int, head_dim: int, v_head_dim: int) -> None:
     generator = torch.Generator().manual_seed(1)
     tokens, places = 17, 40
@@ -28,6 +30,10 @@ def test_store(dtype: torch.dtype, kv_heads: int, head_dim: int, v_head_dim: int
         locations.to(DEVICE),
     )
     torch.testing.assert_close(cache, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_warps_are_a_power_of_two() -> None:
+    assert all(warps(width).bit_count() == 1 for width in range(1, 4097))
 
 
 def test_into_float8_with_scales() -> None:

@@ -33,6 +33,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     ),
     "sglang.srt.layers.attention.base_attn_backend.AttentionBackend.get_cuda_graph_seq_len_fill_value": ("self",),
     "sglang.srt.utils.common.support_triton": ("backend",),
+    "sglang.srt.models.utils.enable_fused_set_kv_buffer": ("forward_batch",),
     "sglang.srt.mem_cache.registry.register_radix_cache_backend": ("name", "factory"),
     "sglang.srt.mem_cache.kv_cache_configurator.KVCacheConfigurator._init_pools": (
         "self",
