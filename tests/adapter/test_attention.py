@@ -104,7 +104,11 @@ def test_layers_it_cannot_do_are_refused() -> None:
     from vt_sglang.adapter.layers import refuse_layers
 
     def model(**options: Any) -> torch.nn.Module:
-        return torch.nn.Sequential(RadixAttention(8, 16, 0.25, 2, layer_id=0, **options))
+        heads = options.pop("heads", 8)
+        xai_temperature_len = options.pop("xai_temperature_len", -1)
+        layer = RadixAttention(heads, 16, 0.25, 2, layer_id=0, **options)
+        layer.xai_temperature_len = xai_temperature_len  # as Grok sets it
+        return torch.nn.Sequential(layer)
 
     refuse_layers(model(sliding_window_size=128), caps_logits=False)
     refuse_layers(model(logit_cap=30.0), caps_logits=True, most_head_dim=16)
@@ -115,6 +119,9 @@ def test_layers_it_cannot_do_are_refused() -> None:
         ({"attn_type": AttentionType.ENCODER_ONLY}, "bidirectional"),
         ({"is_cross_attention": True}, "cross-attention"),
         ({"use_irope": True}, "chunked"),
+        ({"xai_temperature_len": 1024}, "logits scaled by position beyond 1024 tokens"),
+        ({"pos_encoding_mode": "ALIBI"}, "positions encoded in attention by ALIBI"),
+        ({"heads": 9}, "9 query heads over 2 KV heads"),
     ):
         with pytest.raises(ValueError, match=says):
             refuse_layers(model(**options), caps_logits=False)

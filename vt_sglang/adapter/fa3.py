@@ -13,7 +13,7 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from vt_sglang.adapter.kv_pool import VTensorKVPool
-from vt_sglang.adapter.layers import attention_layers
+from vt_sglang.adapter.layers import attention_layers, sinks_of_layers
 
 GUARD_TOKENS = 192
 """Tokens behind a request's last that may be read: as many as the largest of its tiles holds."""
@@ -37,11 +37,13 @@ class _Fa3:
         self._attend = _load(torch.device(pool.device))
         if pool.dtype not in _DTYPES:
             raise Fa3UnavailableError(f"it reads bfloat16 and float16, and the KV cache is {pool.dtype}")
-        probed = set()
+        probed, sinks = set(), sinks_of_layers(model)
         for layer in attention_layers(model):
+            its = sinks.get(layer.layer_id)
             shape = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
-            if (key := (*shape, layer.sliding_window_size, layer.logit_cap)) not in probed:
-                _probe(self._attend, layer, pool)
+            key = (*shape, layer.sliding_window_size, layer.logit_cap, None if its is None else its.dtype)
+            if key not in probed:
+                _probe(self._attend, layer, pool, its)
                 probed.add(key)
         self._slots = self._lengths = self._starts = torch.empty(0, dtype=torch.int32)
         self._longest_new = self._longest = 0
@@ -116,8 +118,10 @@ def _options(layer: RadixAttention, sinks: torch.Tensor | None) -> dict[str, Any
     return options if sinks is None else options | {"sinks": sinks}
 
 
-def _probe(attend: Callable[..., torch.Tensor], layer: RadixAttention, pool: VTensorKVPool) -> None:
-    """Attend once: which head sizes and dtypes a build has, only a call tells."""
+def _probe(
+    attend: Callable[..., torch.Tensor], layer: RadixAttention, pool: VTensorKVPool, sinks: torch.Tensor | None
+) -> None:
+    """Attend once: which head sizes and dtypes a build has, and whether it takes sinks, only a call tells."""
     device, dtype = pool.device, pool.dtype
     query = torch.zeros(2, layer.tp_q_head_num, layer.qk_head_dim, dtype=dtype, device=device)
     keys = torch.zeros(1, 2, layer.tp_k_head_num, layer.qk_head_dim, dtype=dtype, device=device)
@@ -131,12 +135,13 @@ def _probe(attend: Callable[..., torch.Tensor], layer: RadixAttention, pool: VTe
             cache_batch_idx=torch.tensor([0], dtype=torch.int32, device=device),
             cu_seqlens_q=torch.tensor([0, 2], dtype=torch.int32, device=device),
             max_seqlen_q=2,
-            **_options(layer, None),
+            **_options(layer, sinks),
         )
         torch.cuda.synchronize()
     except Exception as error:
         raise Fa3UnavailableError(
-            f"it cannot attend with {layer.tp_q_head_num} heads of {layer.qk_head_dim} in {dtype}: {_first_line(error)}"
+            f"it cannot attend with {layer.tp_q_head_num} heads of {layer.qk_head_dim} in {dtype}"
+            f"{'' if sinks is None else f', with sinks in {sinks.dtype}'}: {_first_line(error)}"
         ) from error
 
 

@@ -7,10 +7,24 @@ from typing import Any
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
+_SINKS = ("sinks", "attention_sink_bias")
+"""What models call them."""
+
 
 def attention_layers(model: torch.nn.Module) -> Iterator[RadixAttention]:
     """Every attention layer of a model."""
     return (layer for layer in model.modules() if isinstance(layer, RadixAttention))
+
+
+def sinks_of_layers(model: torch.nn.Module) -> dict[int, torch.Tensor]:
+    """The sinks, [heads], of the attention layers that have any, by layer_id. SGLang gives them to each call; a model
+    keeps them beside the layer, in the module that calls it."""
+    found: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        sinks = next((it for name in _SINKS if isinstance(it := getattr(module, name, None), torch.Tensor)), None)
+        if sinks is not None:
+            found |= {layer.layer_id: sinks for layer in module.children() if isinstance(layer, RadixAttention)}
+    return found
 
 
 def refuse_layers(model: torch.nn.Module, *, caps_logits: bool, most_head_dim: int | None = None) -> None:
@@ -31,6 +45,14 @@ def refuse_layers(model: torch.nn.Module, *, caps_logits: bool, most_head_dim: i
             refused.add(f"heads of {head_dim} elements, of which {most_head_dim} are the most")
         if layer.use_irope:
             refused.add("chunked attention")
+        if layer.xai_temperature_len > 0:
+            refused.add(f"logits scaled by position beyond {layer.xai_temperature_len} tokens")
+        if layer.pos_encoding_mode != "NONE":
+            refused.add(f"positions encoded in attention by {layer.pos_encoding_mode}")
+        if layer.tp_q_head_num % layer.tp_k_head_num:
+            refused.add(
+                f"{layer.tp_q_head_num} query heads over {layer.tp_k_head_num} KV heads, which do not divide them"
+            )
     if refused:
         raise ValueError(
             f"this model needs what the attention backend vtensor does not do here: {', '.join(sorted(refused))}; "
