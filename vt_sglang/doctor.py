@@ -18,6 +18,7 @@ from rich.table import Table
 
 from vt_sglang import machine
 from vt_sglang.adapter.compat import SUPPORTED_SGLANG
+from vt_sglang.config import VTensorConfig
 from vt_sglang.cuda_calls import CudaError
 from vt_sglang.cuda_device import cuda_device, largest_reservation
 from vt_sglang.driver_costs import driver_costs
@@ -33,6 +34,7 @@ class State(Enum):
     OK = "[green]ok[/]"
     NOTE = "[yellow]note[/]"
     MISSING = "[red]missing[/]"
+    WRONG = "[red]wrong[/]"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Finding:
 
 
 def run(console: Console) -> int:
-    """Print all findings. Returns the exit status: 1 if something needed is missing."""
+    """Print all findings. Returns the exit status: 1 if something needed is missing or wrong."""
     findings = examine()
     shown = Table("", "found", "")
     for finding in findings:
@@ -54,9 +56,10 @@ def run(console: Console) -> int:
     for finding in findings:
         if finding.remedy:
             console.print(f"{finding.state.value} {finding.what}: {escape(finding.remedy)}", soft_wrap=True)
-    missing = [finding.what for finding in findings if finding.state is State.MISSING]
-    console.print(f"[red]Missing: {', '.join(missing)}[/]" if missing else "[green]Nothing needed is missing[/]")
-    return int(bool(missing))
+    bad = {state: [it.what for it in findings if it.state is state] for state in (State.MISSING, State.WRONG)}
+    told = [f"{state.name.capitalize()}: {', '.join(names)}" for state, names in bad.items() if names]
+    console.print(f"[red]{'; '.join(told)}[/]" if told else "[green]Nothing needed is missing[/]")
+    return int(bool(told))
 
 
 def examine() -> list[Finding]:
@@ -66,6 +69,7 @@ def examine() -> list[Finding]:
     return [
         *_packages(),
         _plugin(),
+        _options(),
         Finding("processor", f"{machine.cpu_model()}, {machine.cores()} cores"),
         Finding("memory", _size(machine.memory_bytes())),
         Finding("GPU", ", ".join(gpus.names) or f"none: {gpus.reason}"),
@@ -100,6 +104,16 @@ def _plugin() -> Finding:
     if points := entry_points(group=PLUGIN_GROUP, name=PLUGIN):
         return Finding("plug-in", f"{PLUGIN} = {next(iter(points)).value}")
     return Finding("plug-in", f"no entry point {PLUGIN}", State.MISSING, "install this package: pip install .")
+
+
+def _options() -> Finding:
+    """Whether a server takes the variables that are set here."""
+    try:
+        VTensorConfig.from_environment()
+    except ValueError as error:
+        remedy = "a server started with this environment refuses it; correct the variable, or unset it"
+        return Finding("options", str(error), State.WRONG, remedy)
+    return Finding("options", "a server takes the VTENSOR_ variables of this environment")
 
 
 def _device() -> Iterator[Finding]:

@@ -71,6 +71,24 @@ def test_a_build_of_the_supported_release_is_supported(installed: dict[str, str]
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("VTENSOR_DECODE_KERNEL", "nope", "VTENSOR_DECODE_KERNEL: 'nope' is no attention kernel"),
+        ("VTENSOR_PREFIL_KERNEL", "x", "the nearest is VTENSOR_PREFILL_KERNEL"),
+    ],
+)
+def test_an_option_that_a_server_refuses(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
+    monkeypatch.setenv(variable, value)
+    status, said = diagnose()
+    assert status == 1
+    findings = {finding.what: finding for finding in doctor.examine()}
+    assert says in findings["options"].found
+    assert "correct the variable, or unset it" in said
+    assert said.splitlines()[-1] == "Wrong: options"
+
+
+@pytest.mark.usefixtures("installed")
 def test_a_missing_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "PLUGIN", "another")
     status, said = diagnose()
