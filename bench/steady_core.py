@@ -33,6 +33,8 @@ class Shape:
     budget_pages: int
     move_pages: bool
     """Whether contents are moved where mapping would cost more."""
+    map_ahead: bool = True
+    """Whether a thread maps what is likely to be needed."""
 
     def make(self) -> KVCache:
         """ValueError, DriverError: it cannot be."""
@@ -44,6 +46,7 @@ class Shape:
             slot_tokens=self.slot_tokens,
             budget_pages=self.budget_pages,
             move_pages=self.move_pages,
+            map_ahead=self.map_ahead,
         )
 
 

@@ -7,6 +7,7 @@ rest of the time all that run decode. Only as many are let in as can be given th
 retracted. There is no model: answers are drawn, and a forward takes as long as is asked for.
 """
 
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -33,7 +34,8 @@ class Pace:
     forward_s: float
     """What a forward takes; other threads run meanwhile."""
     think_steps: int
-    """Steps from an answer's end until the next turn is there."""
+    """At most so many steps from an answer's end until the next turn is there; drawn, so that requests do not keep
+    step with one another as no server's do."""
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Engine:
     def __init__(self, core: KVCache, pace: Pace, ledger: Ledger) -> None:
         self._core, self._pace, self._ledger = core, pace, ledger
         self._geometry = Geometry(core.page_bytes, core.token_bytes)
+        self._draw = random.Random(0)
         self._step = 0
         self._launched = 0
         self._free_s = 0.0  # when the device has nothing to do any more
@@ -235,4 +238,5 @@ class Engine:
         self._core.unlock(request.node)
         self._ledger.timed("release", self._core.release, request.slot)
         request.ended = True
-        self._ask(self._source.after(request.number), self._step + self._pace.think_steps)
+        think = self._draw.randint(0, self._pace.think_steps)
+        self._ask(self._source.after(request.number), self._step + think)

@@ -94,7 +94,9 @@ def add_pace(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("pace")
     group.add_argument("--chunk", type=positive, default=8192, metavar="TOKENS", help="prompt tokens of a step")
     group.add_argument("--forward-us", type=natural, default=0, metavar="US", help="what a step's forward takes")
-    group.add_argument("--think", type=natural, default=1, metavar="STEPS", help="from an answer to the next turn")
+    group.add_argument(
+        "--think", type=natural, default=10, metavar="STEPS", help="at most, from an answer to the next turn; drawn"
+    )
 
 
 def steady(given: argparse.Namespace) -> Steady:

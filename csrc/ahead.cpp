@@ -25,22 +25,24 @@ void KVCache::harvest() {
   }
 }
 
-void KVCache::end_ahead(DriverWorker::Ticket ticket, bool done) {
+// done: nothing if the thread did not come to it.
+void KVCache::end_ahead(DriverWorker::Ticket ticket, std::optional<bool> done) {
   const auto found = pending_.find(ticket);
-  const Ahead ahead = found->second;
+  const auto [slot, index, page] = found->second;
   pending_.erase(found);
-  if (!done) {
-    pool_.unreserve(ahead.page);
-    return;
+  if (done.value_or(false)) {
+    arena_.note({slot, index, page});
+    try {
+      clear_if_new(page, slot, index);  // it may be read as a guard before it is taken
+      ++counters_.pages_mapped_ahead;
+      return;
+    } catch (const DriverError&) {  // as if it had not been mapped; who needs the page meets the error
+      arena_.unmap_index(slot, index);
+    }
+  } else if (done) {  // it may have come as far as to unmap what was there
+    arena_.note({slot, index, kNoPage});
   }
-  arena_.note_mapped({ahead.slot, ahead.index, ahead.page});
-  try {
-    clear_if_new(ahead.page, ahead.slot, ahead.index);  // it may be read as a guard before it is taken
-    ++counters_.pages_mapped_ahead;
-  } catch (const DriverError&) {  // as if it had not been mapped; who needs the page meets the error
-    pool_.unreserve(ahead.page);
-    arena_.unmap_index(ahead.slot, ahead.index);
-  }
+  pool_.unreserve(page);
 }
 
 // Nothing is under way for these page indices of the slot after this: they can be changed.
@@ -54,9 +56,7 @@ void KVCache::settle(SlotId slot, std::size_t first, std::size_t last) {
   const std::vector<DriverWorker::Ticket> tickets(pending.begin(), others);
   pending.erase(pending.begin(), others);
   if (tickets.empty()) return;
-  const std::vector<DriverWorker::Ticket> done = driver_->settle(tickets);
-  for (const DriverWorker::Ticket ticket : tickets)
-    end_ahead(ticket, std::binary_search(done.begin(), done.end(), ticket));
+  for (const auto& [ticket, done] : driver_->settle(tickets)) end_ahead(ticket, done);
 }
 
 void KVCache::settle_all() {
@@ -78,22 +78,23 @@ void KVCache::post_ahead(const Ahead& ahead, DriverWorker::Priority priority) {
 
 // A page that is free and kept for nobody, or that can be created at once. Evicting for it would be too early.
 PageId KVCache::page_to_map_ahead() {
-  if (pool_.free() > pool_.reserved()) {
-    PageId page = pool_.oldest_free();
-    while (pool_[page].reserved) page = pool_.next_free(page);
-    return page;
-  }
+  if (pool_.free() > pool_.reserved()) return pool_.first_free();  // those that are kept come last
   const PageId next = pool_.next_new();
   if (next == kNoPage || pool_.creatable() == 0 || !driver_->prepared(next)) return kNoPage;
-  return create_page() ? pool_.newest_free() : kNoPage;
+  return create_page();
 }
 
-// The page behind a live slot's last, where nothing is mapped: so nothing is unmapped beside a forward (invariant 5).
-void KVCache::map_ahead(SlotId slot) {
+// The page behind a live slot's last, where nothing is mapped, or the padding page, which was mapped for forwards that
+// read behind the tokens, and none does any more (invariant 5).
+void KVCache::map_ahead(SlotId slot, std::size_t guard_tokens) {
   if (!map_ahead_ || pending_.size() >= kMostPending) return;
   const Slot& it = slots_[slot];
   const std::size_t index = it.pages;
-  if (index == arena_.slot_pages() || arena_.mapped(slot, index) != kNoPage) return;
+  if (index == arena_.slot_pages()) return;
+  if (const PageId mapped = arena_.mapped(slot, index); mapped != kNoPage) {
+    const bool was_guard = mapped == arena_.mapped(kPaddingSlot, 0);
+    if (!was_guard || guard_tokens > 0 || it.guard_reader > completed_) return;
+  }
   if (arena_.runs() + 2 * (pending_.size() + 1) > arena_.mapping_limit()) return;
   const auto is_here = [&](DriverWorker::Ticket ticket) { return pending_.at(ticket).index == index; };
   if (std::any_of(it.pending.begin(), it.pending.end(), is_here)) return;
@@ -104,6 +105,12 @@ void KVCache::map_ahead(SlotId slot) {
     post_ahead({slot, static_cast<std::uint32_t>(index), page}, DriverWorker::Priority::kSoon);
   } catch (const DriverError&) {  // whoever needs the page meets it
   }
+}
+
+// A forward is to read behind the slot's last page, so that what is mapped there may no more be replaced.
+void KVCache::keep_guards(SlotId slot) {
+  const std::size_t index = slots_[slot].pages;
+  if (arena_.mapped(slot, index) != kNoPage) settle(slot, index, index + 1);
 }
 
 // A request ends: what was mapped for its growth is for others.
@@ -122,13 +129,25 @@ void KVCache::prepare_slot(Node* node) {
   const std::size_t pages = node->end * geometry_.token_bytes / geometry_.page_bytes;
   if (pages < kLeastPrepared || arena_.runs() + 2 * (pending_.size() + pages) > arena_.mapping_limit()) return;
   const SlotId slot = unmapped_.front();
+  settle(slot, 0, arena_.slot_pages());
   std::vector<PageId> path;
   tree_.collect(node, path);
   for (std::size_t index = 0; index < pages; ++index)
-    post_ahead({slot, static_cast<std::uint32_t>(index), path[index]}, DriverWorker::Priority::kLater);
+    if (arena_.mapped(slot, index) != path[index])
+      post_ahead({slot, static_cast<std::uint32_t>(index), path[index]}, DriverWorker::Priority::kLater);
   idle_.splice(idle_.end(), unmapped_, slots_[slot].idle);
   slots_[slot].unmapped = false;
+  slots_[slot].prepared = true;
   tree_.attach(slot, node, true);
+}
+
+// A prepared slot is taken before others that map the prefix, having nothing besides; and then it maps pages of its
+// own. Once more pages are mapped than should be, it is as if it mapped nothing.
+void KVCache::dissolve(SlotId slot) {
+  tree_.detach(slot);
+  unmapped_.splice(unmapped_.begin(), idle_, slots_[slot].idle);
+  slots_[slot].unmapped = true;
+  slots_[slot].prepared = false;
 }
 
 // Has memory taken for the pages that are created next, as many as there are live slots.

@@ -34,8 +34,10 @@ std::size_t slot_bytes_for(const Geometry& geometry, std::size_t tokens) {
   return bytes / unit * unit;
 }
 
-Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens, std::size_t mapping_limit)
+Arena::Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens, std::size_t mapping_limit,
+             PagePool* counted)
     : driver_(driver),
+      counted_(counted),
       geometry_(geometry),
       slot_bytes_(slot_bytes_for(geometry, slot_tokens)),
       mapping_limit_(mapping_limit),
@@ -61,9 +63,10 @@ void Arena::map(std::span<const Change> changes) {
   pages_unmapped += replaced;
 }
 
-void Arena::note_mapped(const Change& change) {
+void Arena::note(const Change& change) {
+  pages_unmapped += mapped(change.slot, change.index) != kNoPage;
+  pages_mapped += change.page != kNoPage;
   set(change.slot, change.index, change.page);
-  ++pages_mapped;
 }
 
 void Arena::unmap(SlotId slot, std::size_t first) {
@@ -100,6 +103,10 @@ void Arena::set(SlotId slot, std::size_t index, PageId page) {
   const auto begun = [&](PageId it) { return std::size_t{begins_run(previous, it)} + begins_run(it, next); };
   const std::size_t change = begun(page) - begun(map[index]);
   mappings_ += std::size_t{page != kNoPage} - std::size_t{map[index] != kNoPage};
+  if (counted_ != nullptr) {
+    if (map[index] != kNoPage) counted_->discount_mapping(map[index]);
+    if (page != kNoPage) counted_->count_mapping(page);
+  }
   map[index] = page;
   slot_runs_[slot] += change;
   runs_ += change;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "driver.h"
+#include "page_pool.h"
 #include "types.h"
 
 namespace vt {
@@ -23,7 +24,9 @@ class Arena {
  public:
   // slot_tokens: tokens that a slot must hold at least; rounded up so that slots begin on page borders and the
   // slot's length is a whole number of tokens (a token's index is then slot * slot_tokens() + position).
-  Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens, std::size_t mapping_limit);
+  // counted: told of every mapping, if not null.
+  Arena(Driver& driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens, std::size_t mapping_limit,
+        PagePool* counted);
 
   std::uintptr_t base() const { return base_; }
   SlotId slots() const { return static_cast<SlotId>(maps_.size()); }
@@ -44,8 +47,8 @@ class Arena {
 
   // Makes all changes in one batch. On failure (DriverError) the changed indices map nothing.
   void map(std::span<const Change> changes);
-  // Notes that somebody else has mapped a page where none was mapped.
-  void note_mapped(const Change& change);
+  // Notes what somebody else has mapped there; kNoPage: undone, or failed to replace.
+  void note(const Change& change);
   // Unmaps a slot's pages from index `first` on.
   void unmap(SlotId slot, std::size_t first);
   // Unmaps one page index.
@@ -73,6 +76,7 @@ class Arena {
   }
 
   Driver& driver_;
+  PagePool* counted_;
   Geometry geometry_;
   std::size_t slot_bytes_;
   std::size_t mapping_limit_;

@@ -240,25 +240,29 @@ void KVCache::check_pages(const std::vector<Expected>& pages) const {
              pool_.available() <= free + pool_.creatable(),
          "what can be taken neither exists nor can be created");
   PageId listed = 0;
-  for (PageId page = pool_.oldest_free(); page != kNoPage; page = pool_.next_free(page)) ++listed;
+  for (PageId page = pool_.first_free(); page != kNoPage; page = pool_.next_free(page)) ++listed;
   VERIFY(listed == free, "the list of free pages does not hold every free page");
 }
 
 void KVCache::check_mappings() const {
   std::size_t runs = 0;
   std::size_t mappings = 0;
+  std::vector<std::uint32_t> of_page(pool_.budget());
   for (SlotId slot = 0; slot < slots_.size(); ++slot) {
     runs += arena_.extent(slot) > 0;  // the gap after its last page
     for (std::size_t index = 0; index < arena_.extent(slot); ++index) {
       const PageId page = arena_.mapped(slot, index);
       const PageId before = index == 0 ? kNoPage : arena_.mapped(slot, index - 1);
       runs += page == kNoPage ? before != kNoPage : before == kNoPage || before + 1 != page;
-      mappings += page != kNoPage;
-      VERIFY(page == kNoPage || pool_[page].created,
-             "slot " + std::to_string(slot) + " maps " + name(page) + ", which does not exist");
+      if (page == kNoPage) continue;
+      ++mappings;
+      ++of_page[page];
+      VERIFY(pool_[page].created, "slot " + std::to_string(slot) + " maps " + name(page) + ", which does not exist");
     }
   }
   VERIFY(runs == arena_.runs() && mappings == arena_.mappings(), "the runs of mapped pages are miscounted");
+  for (PageId page = 0; page < pool_.budget(); ++page)
+    VERIFY(pool_[page].mappings == (move_pages_ ? of_page[page] : 0), name(page) + " miscounts its mappings");
 }
 
 }  // namespace vt

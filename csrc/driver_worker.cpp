@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "driver_worker.h"
 
-#include <algorithm>
+#include <unordered_set>
 
 #include "errors.h"
 
@@ -66,22 +66,25 @@ void DriverWorker::wait(std::unique_lock<std::mutex>& lock, Condition condition)
   waited_ += static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(spent).count());
 }
 
-std::vector<DriverWorker::Ticket> DriverWorker::settle(std::vector<Ticket> tickets) {
-  std::sort(tickets.begin(), tickets.end());
-  const auto named = [&](Ticket ticket) { return std::binary_search(tickets.begin(), tickets.end(), ticket); };
+std::vector<std::pair<DriverWorker::Ticket, std::optional<bool>>> DriverWorker::settle(
+    const std::vector<Ticket>& tickets) {
+  const std::unordered_set<Ticket> named(tickets.begin(), tickets.end());
   std::unique_lock lock(mutex_);
   for (std::deque<Job>* jobs : {&soon_, &later_})
-    std::erase_if(*jobs, [&](const Job& job) { return named(job.ticket); });
-  wait(lock, [&] { return !named(current_); });
-  std::vector<Ticket> done;
+    std::erase_if(*jobs, [&](const Job& job) { return named.contains(job.ticket); });
+  wait(lock, [&] { return !named.contains(current_); });
+  std::vector<std::pair<Ticket, std::optional<bool>>> settled;
   for (const Ticket ticket : tickets) {
     const auto ended = ended_.find(ticket);
-    if (ended == ended_.end()) continue;
-    if (ended->second) done.push_back(ticket);
+    if (ended == ended_.end()) {
+      settled.emplace_back(ticket, std::nullopt);
+      continue;
+    }
+    settled.emplace_back(ticket, ended->second);
     ended_.erase(ended);
   }
   ended_count_ = ended_.size();
-  return done;
+  return settled;
 }
 
 void DriverWorker::cancel_preparing() {

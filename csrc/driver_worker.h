@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -28,13 +29,13 @@ class DriverWorker final : public Driver {
 
   // ---- for the thread
 
-  // To be mapped where nothing is mapped now. Nobody else may map or unmap at that address before `settle`.
+  // To be mapped, in place of what may be mapped there. Nobody else may map or unmap at that address before `settle`.
   Ticket post(const MapOperation& operation, Priority priority);
   // To be made ready, so that create() takes no time. Best effort, as is all that is ahead.
   void post_prepare(PageId page);
-  // Cancels those of these jobs that have not begun, and waits for the one under way. Returns those that were done, in
-  // order; one that failed left nothing mapped. All are forgotten by this.
-  std::vector<Ticket> settle(std::vector<Ticket> tickets);
+  // Cancels those of these jobs that have not begun, and waits for the one under way. Returns of each whether it was
+  // done or failed, which left nothing mapped, or nothing if it was cancelled. All are forgotten by this.
+  std::vector<std::pair<Ticket, std::optional<bool>>> settle(const std::vector<Ticket>& tickets);
   // Jobs that have ended since the last call, and whether they were done; forgotten by this.
   std::vector<std::pair<Ticket, bool>> take_ended();
   // Forgets what is still to be prepared.

@@ -12,10 +12,11 @@
 namespace vt {
 namespace {
 
-constexpr SlotId kPaddingSlot = 0;
 // After a page could not be created. Counted and not timed, so that the same calls always do the same (invariant 7);
 // a second or two of decoding.
 constexpr std::uint64_t kForwardsBeforeRetry = 64;
+// To map as many takes the driver about as long as launching a forward late costs: a millisecond.
+constexpr std::size_t kManyPages = 32;
 
 }  // namespace
 
@@ -26,14 +27,15 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
       budget_(budget),
       pool_(*driver_, budget + 1),
       arena_(*driver_, geometry, slots, slot_tokens,
-             mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit())),
+             mapping_limit == 0 ? driver_->mapping_limit() : std::min(mapping_limit, driver_->mapping_limit()),
+             move_pages ? &pool_ : nullptr),
       tree_(pool_, geometry, slots, block_tokens),
       slots_(slots),
       move_pages_(move_pages),
       map_ahead_(map_ahead) {
   // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
-  pool_.create();
-  const PageId page = pool_.take();
+  const PageId page = pool_.create();
+  pool_.claim(page);
   std::vector<Change> padding;
   for (std::uint32_t index = 0; index < geometry_.pages_for(1); ++index) padding.push_back({kPaddingSlot, index, page});
   arena_.map(padding);
@@ -185,6 +187,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   const std::size_t pages = geometry_.pages_for(tokens);
   harvest();
   require_idle_slot();
+  if (node != nullptr) await_own_slot(node, path);
   require(pages - shared);
   // Only now: the slots of what was evicted have pages to take where they are mapped.
   const SlotId slot = choose_slot(node);
@@ -255,6 +258,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   it.tokens = tokens;
   it.recorded = matched;
   it.duplicate = false;
+  it.prepared = false;
   it.path = node;
   it.costs = {shared - aliased_by_mapping - moved,
               aliased_by_mapping,
@@ -278,7 +282,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   counters_.tails_copied += tail == Tail::kCopied;
   counters_.guards_mapped += guards;
   if (node != nullptr) prepare_slot(node);
-  map_ahead(slot);
+  map_ahead(slot, guard_tokens);
   stock_up();
   return {slot, tail, shared, changes.size()};
 }
@@ -354,7 +358,7 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     Slot& it = slots_[slots[i]];
     live_tokens_ += tokens[i] - it.tokens;
     it.tokens = tokens[i];
-    map_ahead(slots[i]);
+    map_ahead(slots[i], guard_tokens);
   }
   stock_up();
 }
@@ -459,6 +463,8 @@ void KVCache::forget_idle(SlotId slot) {
 std::uint64_t KVCache::begin_forward(std::span<const SlotId> slots, bool reads_guards) {
   const std::lock_guard guard(mutex_);
   for (const SlotId slot : slots) live(slot);
+  if (reads_guards)
+    for (const SlotId slot : slots) keep_guards(slot);
   ++begun_;
   for (const SlotId slot : slots) {
     slots_[slot].last_forward = begun_;
@@ -526,11 +532,32 @@ const KVCache::Slot& KVCache::live(SlotId slot) const {
 }
 
 void KVCache::require_idle_slot() const {
-  if (!idle_.empty() || !unmapped_.empty()) return;
+  if (!idle_.empty()) return;
+  // A slot that maps nothing yet is not for a moment's need once as many pages are mapped as there are: from then on
+  // each would be mapped in several slots for sequences of theirs (docs/design.md, "Moving").
+  const bool all_mapped = arena_.mappings() + pending_.size() >= pool_.limit();
+  if (!unmapped_.empty() && (draining_.empty() || !move_pages_ || !all_mapped)) return;
   if (draining_.empty())
     throw std::length_error("all " + std::to_string(live_slots_) + " slots are live: raise --max-running-requests");
   throw SlotsBusy("every idle slot is still used by a forward; complete forward " +
                   std::to_string(draining_.begin()->first) + " first");
+}
+
+// A request that goes on where another has just ended finds most of its prefix mapped in that one's slot. While a
+// forward still includes it, waiting for that forward, which is under way, is less than mapping many pages in another
+// slot.
+void KVCache::await_own_slot(const Node* node, std::span<const PageId> path) const {
+  if (!move_pages_) return;
+  SlotId own = node->slots;
+  while (own != kNoSlot && slots_[own].state != State::kDraining) own = tree_.next_attached(own);
+  if (own == kNoSlot) return;
+  const SlotId near = tree_.idle_slot_near(node);
+  std::size_t missing = 0;
+  for (std::size_t index = 0; index < path.size(); ++index)
+    missing += near == kNoSlot || arena_.mapped(near, index) != path[index];
+  if (missing < kManyPages) return;
+  throw SlotsBusy("the slot that maps this prefix is still used by a forward; complete forward " +
+                  std::to_string(slots_[own].last_forward) + " first");
 }
 
 // Whether a slot that maps nothing should be taken before one with a cached sequence. Where contents move, not once
@@ -542,35 +569,41 @@ bool KVCache::may_map_more() const {
 
 // Where nothing of the path is mapped: a slot whose sequence was evicted; else one that maps nothing, or the one idle
 // for longest.
-SlotId KVCache::choose_slot(const Node* node) const {
-  if (node != nullptr)
-    if (const SlotId near = tree_.idle_slot_near(node); near != kNoSlot) return near;
+SlotId KVCache::choose_slot(const Node* node) {
+  if (node != nullptr) {
+    SlotId near = tree_.idle_slot_near(node);
+    for (; near != kNoSlot && slots_[near].prepared && !may_map_more(); near = tree_.idle_slot_near(node))
+      dissolve(near);
+    if (near != kNoSlot) return near;
+  }
   if (idle_.empty()) return unmapped_.front();
   const bool loose = tree_.attached(idle_.front()) == nullptr;
   return loose || unmapped_.empty() || !may_map_more() ? idle_.front() : unmapped_.front();
 }
 
-bool KVCache::create_page() {
+// kNoPage for lack of memory.
+PageId KVCache::create_page() {
+  PageId page = kNoPage;
   try {
-    pool_.create();
+    page = pool_.create();
   } catch (const OutOfMemory&) {
     if (give_back_stock() > 0) return create_page();  // it was for other pages
     retry_at_ = begun_ + kForwardsBeforeRetry;
     ++counters_.creations_failed;
-    return false;
+    return kNoPage;
   }
   ++counters_.pages_created;
   if (move_pages_) {
     try {
-      driver_->ready_to_move(pool_.newest_free());
+      driver_->ready_to_move(page);
     } catch (const DriverError&) {  // then at its first move
     }
   }
-  return true;
+  return page;
 }
 
 void KVCache::create_pages(std::size_t pages) {
-  while (pool_.free() < pages + pool_.reserved() && pool_.creatable() > 0 && create_page()) {
+  while (pool_.free() < pages + pool_.reserved() && pool_.creatable() > 0 && create_page() != kNoPage) {
   }
 }
 
@@ -607,19 +640,25 @@ void KVCache::acquire(std::vector<Fresh>& fresh) {
   for (std::size_t i = 0; i < fresh.size(); ++i) {
     Fresh& it = fresh[i];
     if (it.page != kNoPage) continue;
-    it.page = pool_.take();
-    if (!move_pages_) continue;
-    const PageId mapped = arena_.mapped(it.slot, it.index);
-    if (mapped == kNoPage || pool_[mapped].chosen == choices_ || !movable(mapped, it.slot)) continue;
+    const PageId mapped = move_pages_ ? arena_.mapped(it.slot, it.index) : kNoPage;
+    if (mapped == kNoPage || pool_[mapped].chosen == choices_ || !movable(mapped, it.slot)) {
+      it.page = pool_.take();  // to be mapped: rather one that is not mapped elsewhere too
+      continue;
+    }
+    it.page = pool_.take(PagePool::Prefer::kMapped);
     pool_[mapped].chosen = choices_;
     scratch_.planned.push_back({{it.page, mapped, false}, false, i});
     it.comes = true;
   }
 }
 
-// Two rounds of all slots in use: then a conversation is not expected to go on where it was.
+// Whether a page's content may go to another page without loss to a slot other than this one.
 bool KVCache::movable(PageId page, SlotId slot) const {
-  return tree_.movable(page, slot, 2 * (slots_.size() - unmapped_.size()));
+  if (!tree_.is_cached_only(page)) return false;
+  const Page& it = pool_[page];
+  if (it.mappings == std::uint32_t{arena_.mapped(slot, it.index) == page}) return true;  // no other slot maps it
+  // After two rounds of all slots in use a conversation is not expected to go on where it was.
+  return !tree_.awaited(page, slot, 2 * (slots_.size() - unmapped_.size()));
 }
 
 // Whether a page of the path bound to can come to where the slot maps another page already.
@@ -712,15 +751,18 @@ void KVCache::map(std::span<const Change> changes, SlotId binding) {
 void KVCache::shed(std::span<const Change> changes, SlotId binding) {
   settle_all();
   const auto enough = [&] { return arena_.runs_after(changes) <= arena_.mapping_limit(); };
-  std::vector<SlotId> order(idle_.begin(), idle_.end());
+  std::vector<SlotId> order(unmapped_.begin(), unmapped_.end());  // which may map a prefix after all: see dissolve
+  order.insert(order.end(), idle_.begin(), idle_.end());
   for (const SlotId slot : order) {
     if (enough()) return;
     if (slot == binding || arena_.extent(slot) == 0) continue;
     arena_.unmap(slot, 0);
     ++counters_.slots_shed;
+    if (slots_[slot].unmapped) continue;
     tree_.detach(slot);
     unmapped_.splice(unmapped_.end(), idle_, slots_[slot].idle);
     slots_[slot].unmapped = true;
+    slots_[slot].prepared = false;
   }
   for (SlotId slot = 0; slot < slots_.size() && !enough(); ++slot) {
     if (slots_[slot].state != State::kLive || slots_[slot].guard_reader > completed_) continue;
@@ -787,7 +829,7 @@ std::size_t KVCache::trim_pages(std::size_t keep, std::size_t most_calls, bool s
   std::vector<bool> chosen(pool_.budget());
   std::vector<PageId> pages;
   std::size_t calls = 0;
-  for (PageId page = pool_.oldest_free(); page != kNoPage && pool_.free() - pages.size() > keep && calls < most_calls;
+  for (PageId page = pool_.first_free(); page != kNoPage && pool_.free() - pages.size() > keep && calls < most_calls;
        page = pool_.next_free(page)) {
     if (untouchable[page] || (!settled && pool_[page].touched > completed_)) continue;
     calls += mappings[page] + 1;

@@ -220,6 +220,7 @@ class KVCache {
     std::uint64_t seen = 0;                     // the growth that looked at it last
     std::list<SlotId>::iterator idle;           // while idle: place in idle_, or in unmapped_
     bool unmapped = false;                      // in the latter
+    bool prepared = false;                      // mapped for a prefix, and bound to no request since
     std::vector<DriverWorker::Ticket> pending;  // mappings that the thread is to make
   };
   // A fresh page for each of these indices: claimed where the slot maps a free one, else taken.
@@ -251,23 +252,26 @@ class KVCache {
   const Slot& live(SlotId slot) const;
   bool fits(const Node* node, std::size_t total_tokens) const;
   void require_idle_slot() const;
+  void await_own_slot(const Node* node, std::span<const PageId> path) const;
   bool may_map_more() const;
   bool movable(PageId page, SlotId slot) const;
-  SlotId choose_slot(const Node* node) const;
+  SlotId choose_slot(const Node* node);
   // ahead.cpp
   void harvest();
   void settle(SlotId slot, std::size_t first, std::size_t last);
   void settle_all();
-  void end_ahead(DriverWorker::Ticket ticket, bool done);
+  void end_ahead(DriverWorker::Ticket ticket, std::optional<bool> done);
   void post_ahead(const Ahead& ahead, DriverWorker::Priority priority);
   PageId page_to_map_ahead();
-  void map_ahead(SlotId slot);
+  void map_ahead(SlotId slot, std::size_t guard_tokens);
+  void keep_guards(SlotId slot);
   void unreserve(SlotId slot);
   void prepare_slot(Node* node);
+  void dissolve(SlotId slot);
   void stock_up();
   std::size_t give_back_stock();
 
-  bool create_page();
+  PageId create_page();
   void create_pages(std::size_t pages);
   void retry_withheld(bool now);
   bool free_pages(std::size_t pages);
@@ -301,7 +305,7 @@ class KVCache {
   std::vector<Slot> slots_;
   // Idle slots that map something: first those that share nothing with the tree, then by the time of their release.
   std::list<SlotId> idle_;
-  std::list<SlotId> unmapped_;                     // those that were never bound, or have been shed
+  std::list<SlotId> unmapped_;                     // those that were never bound, or were shed or dissolved
   std::multimap<std::uint64_t, SlotId> draining_;  // by the forward that each waits for
   std::size_t live_tokens_ = 0;                    // of live slots, not recorded
   SlotId live_slots_ = 0;

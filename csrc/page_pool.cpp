@@ -11,7 +11,7 @@ namespace vt {
 
 PagePool::PagePool(Driver& driver, PageId budget) : driver_(driver), pages_(budget), limit_(budget) {}
 
-void PagePool::create() {
+PageId PagePool::create() {
   if (created_ == budget()) throw InvariantError("every page is created already");
   const PageId page = destroyed_.empty() ? next_new_ : destroyed_.front();
   try {
@@ -29,12 +29,12 @@ void PagePool::create() {
   pages_[page].created = true;
   ++created_;
   withheld_ = 0;
-  append(page);
+  make_free(page);
+  return page;
 }
 
 void PagePool::destroy(PageId page) {
   driver_.release(page);
-  unreserve(page);
   unlink(page);
   pages_[page] = Page{};
   --free_;

@@ -9,6 +9,9 @@
 // Where the driver has no memory for another page, those that are not created are withheld: they cannot be taken, and
 // the ledger shows it, until a page can be created again.
 //
+// Free pages stand in one of three lists, each by how long they have been free: those that nothing maps, those that
+// some slot still maps, and those that are kept for somebody.
+//
 // A limit below the budget withholds pages too, and is counted by itself. It may be set below what is held: then no
 // page can be taken before as many are free again, and what exists above it is to be evicted and destroyed.
 #pragma once
@@ -35,10 +38,11 @@ struct alignas(64) Page {
   // one path.
   std::uint32_t index = 0;
   Node* deepest = nullptr;
-  std::uint64_t chosen = 0;  // the bind or growth that has set its content to be moved, or not to be, last
+  std::uint64_t chosen = 0;    // the bind or growth that has set its content to be moved, or not to be, last
+  std::uint32_t mappings = 0;  // in all slots, where they are counted
   bool created = false;
-  bool reserved = false;      // free, but to be taken only by whom it was mapped for, while there are others
   bool cleared = false;       // its memory was filled with zeros since it was created
+  std::uint8_t list = 0;      // of free pages, that it stands in or stood in last
   PageId previous = kNoPage;  // neighbours in the free list
   PageId next = kNoPage;
   std::uint64_t touched = 0;  // the forward ahead of which the driver was last told to copy or clear it
@@ -53,15 +57,17 @@ class PagePool {
 
   // Makes one page more, free. Throws DriverError; where that is OutOfMemory, all that are not created are withheld.
   // A success ends that. Some page must be left to create, withheld or not.
-  void create();
-  // The page longest free; one must be.
-  PageId take();
+  PageId create();
+  enum class Prefer : std::uint8_t { kUnmapped, kMapped };
+  // Of the pages of that kind the one longest free, else of the other, else one that is kept for somebody; there must
+  // be one.
+  PageId take(Prefer prefer = Prefer::kUnmapped);
   // Takes this very page; false if it is not free.
   bool claim(PageId page);
   // Whether a transaction has taken or claimed the page, and neither held it yet nor given it back.
   bool taken(PageId page) const {
     const Page& it = pages_[page];
-    return it.created && it.holders == 0 && it.previous == kNoPage && free_head_ != page;
+    return it.created && it.holders == 0 && it.previous == kNoPage && lists_[it.list].first != page;
   }
   // Keeps a free page for who is to claim it, as long as take() finds others.
   void reserve(PageId page);
@@ -88,10 +94,18 @@ class PagePool {
 
   // Gives a free page's memory back to the driver. It must be mapped nowhere.
   void destroy(PageId page);
-  // The page that has been free longest, kNoPage if none is free.
-  PageId oldest_free() const { return free_head_; }
-  PageId newest_free() const { return free_tail_; }
-  PageId next_free(PageId page) const { return pages_[page].next; }
+  // The free pages, list by list: those that nothing maps, those that are mapped, those that are kept for somebody.
+  // kNoPage: no more.
+  PageId first_free() const { return first_from(kUnmapped); }
+  PageId next_free(PageId page) const {
+    const Page& it = pages_[page];
+    return it.next != kNoPage ? it.next : first_from(it.list + 1);
+  }
+  bool reserved(PageId page) const { return is_free(page) && pages_[page].list == kReserved; }
+
+  // To be told of every mapping that is made and undone, or of none.
+  void count_mapping(PageId page);
+  void discount_mapping(PageId page);
 
   Page& operator[](PageId page) { return pages_[page]; }
   const Page& operator[](PageId page) const { return pages_[page]; }
@@ -105,7 +119,7 @@ class PagePool {
   PageId limit() const { return limit_; }
   PageId created() const { return created_; }
   PageId free() const { return free_; }
-  PageId reserved() const { return reserved_; }
+  PageId reserved() const { return lists_[kReserved].pages; }
   // The lowest id that was never created, of which those above it are created one by one, unless pages that were
   // destroyed come before: then kNoPage.
   PageId next_new() const { return destroyed_.empty() ? next_new_ : kNoPage; }
@@ -128,20 +142,44 @@ class PagePool {
 
  private:
   static PageId less(PageId from, PageId what) { return from > what ? from - what : 0; }
+  static constexpr std::uint8_t kUnmapped = 0;
+  static constexpr std::uint8_t kMapped = 1;
+  static constexpr std::uint8_t kReserved = 2;
+  static constexpr std::uint8_t kLists = 3;
+  struct List {
+    PageId first = kNoPage;
+    PageId last = kNoPage;
+    PageId pages = 0;
+  };
+  PageId first_from(int list) const {
+    for (; list < kLists; ++list)
+      if (lists_[list].first != kNoPage) return lists_[list].first;
+    return kNoPage;
+  }
+  bool is_free(PageId page) const {
+    const Page& it = pages_[page];
+    return it.created && it.holders == 0 && !taken(page);
+  }
   void unlink(PageId page);
-  void append(PageId page);
+  void append(PageId page, std::uint8_t list);
+  void make_free(PageId page) {
+    append(page, pages_[page].mappings == 0 ? kUnmapped : kMapped);
+    ++free_;
+  }
+  void move_to(std::uint8_t list, PageId page) {
+    unlink(page);
+    append(page, list);
+  }
 
   Driver& driver_;
   std::vector<Page> pages_;
   PageId next_new_ = 0;            // lowest id that was never created
   std::vector<PageId> destroyed_;  // a heap with the lowest id first, so that page ids stay dense
-  PageId free_head_ = kNoPage;
-  PageId free_tail_ = kNoPage;
+  List lists_[kLists];
   PageId limit_;
   PageId created_ = 0;
   PageId withheld_ = 0;
   PageId free_ = 0;
-  PageId reserved_ = 0;
   PageId taken_ = 0;
   PageId held_ = 0;
   PageId pinned_ = 0;
@@ -152,46 +190,41 @@ class PagePool {
 
 inline void PagePool::unlink(PageId page) {
   Page& it = pages_[page];
-  (it.previous == kNoPage ? free_head_ : pages_[it.previous].next) = it.next;
-  (it.next == kNoPage ? free_tail_ : pages_[it.next].previous) = it.previous;
+  List& list = lists_[it.list];
+  (it.previous == kNoPage ? list.first : pages_[it.previous].next) = it.next;
+  (it.next == kNoPage ? list.last : pages_[it.next].previous) = it.previous;
   it.previous = it.next = kNoPage;
+  --list.pages;
 }
 
-inline void PagePool::append(PageId page) {
+inline void PagePool::append(PageId page, std::uint8_t which) {
   Page& it = pages_[page];
-  it.previous = free_tail_;
+  List& list = lists_[which];
+  it.list = which;
+  it.previous = list.last;
   it.next = kNoPage;
-  (free_tail_ == kNoPage ? free_head_ : pages_[free_tail_].next) = page;
-  free_tail_ = page;
-  ++free_;
+  (list.last == kNoPage ? list.first : pages_[list.last].next) = page;
+  list.last = page;
+  ++list.pages;
 }
 
 inline bool PagePool::claim(PageId page) {
-  if (!pages_[page].created || pages_[page].holders != 0 || taken(page)) return false;
-  unreserve(page);
+  if (!is_free(page)) return false;
   unlink(page);
   --free_;
   ++taken_;
   return true;
 }
 
-inline void PagePool::reserve(PageId page) {
-  unlink(page);
-  --free_;
-  append(page);
-  reserved_ += !pages_[page].reserved;
-  pages_[page].reserved = true;
-}
+inline void PagePool::reserve(PageId page) { move_to(kReserved, page); }
 
 inline void PagePool::unreserve(PageId page) {
-  reserved_ -= pages_[page].reserved;
-  pages_[page].reserved = false;
+  if (reserved(page)) move_to(pages_[page].mappings == 0 ? kUnmapped : kMapped, page);
 }
 
-inline PageId PagePool::take() {
-  if (reserved_ > 0)
-    while (free_ > reserved_ && pages_[free_head_].reserved) reserve(free_head_);
-  const PageId page = free_head_;
+inline PageId PagePool::take(Prefer prefer) {
+  PageId page = lists_[prefer == Prefer::kMapped ? kMapped : kUnmapped].first;
+  if (page == kNoPage) page = first_free();
   if (page == kNoPage) throw InvariantError("a page was to be taken where none is free");
   claim(page);
   return page;
@@ -199,7 +232,15 @@ inline PageId PagePool::take() {
 
 inline void PagePool::give_back(PageId page) {
   --taken_;
-  append(page);
+  make_free(page);
+}
+
+inline void PagePool::count_mapping(PageId page) {
+  if (pages_[page].mappings++ == 0 && is_free(page) && pages_[page].list == kUnmapped) move_to(kMapped, page);
+}
+
+inline void PagePool::discount_mapping(PageId page) {
+  if (--pages_[page].mappings == 0 && is_free(page) && pages_[page].list == kMapped) move_to(kUnmapped, page);
 }
 
 inline void PagePool::hold(PageId page, bool pinned) {
@@ -225,7 +266,7 @@ inline void PagePool::drop(PageId page, bool pinned) {
   it.recorded = 0;
   it.writer = kNoSlot;
   it.deepest = nullptr;
-  append(page);
+  make_free(page);
 }
 
 inline void PagePool::pin(PageId page) {

@@ -314,13 +314,16 @@ void RadixTree::list_remove(Node* node) {
 
 // ---- moving contents
 
-bool RadixTree::movable(PageId page, SlotId slot, std::uint64_t others) const {
+bool RadixTree::is_cached_only(PageId page) const {
   const Page& it = pool_[page];
-  if (it.holders == 0 || it.live > 0 || it.deepest == nullptr) return false;
-  if (it.deepest->idle_slots == 0) return true;
-  if (it.deepest->idle_slots > 1) return false;
-  const SlotId home = first_idle_below(it.deepest);
-  return home == slot || idle_clock_ - idle_since_[home] >= others;
+  return it.holders > 0 && it.live == 0 && it.deepest != nullptr;
+}
+
+bool RadixTree::awaited(PageId page, SlotId slot, std::uint64_t others) const {
+  const Node* deepest = pool_[page].deepest;
+  if (deepest->idle_slots != 1) return deepest->idle_slots > 1;
+  const SlotId home = first_idle_below(deepest);
+  return home != slot && idle_clock_ - idle_since_[home] < others;
 }
 
 // Where the nodes that hold a page name it: all on the path to the deepest, those that touch the page's index.

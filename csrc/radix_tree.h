@@ -138,9 +138,11 @@ class RadixTree {
 
   // ---- moving contents
 
-  // Whether a page's content may go to another page: no request uses it, and no idle slot but this one may map it in
-  // its place for a next turn to find, or one for which so many others have become idle since that none is expected.
-  bool movable(PageId page, SlotId slot, std::uint64_t others) const;
+  // Whether the tree holds the page, and no request does.
+  bool is_cached_only(PageId page) const;
+  // Of such a page: whether an idle slot other than this one may map it in its place for a next turn to find. Not one
+  // for which so many others have become idle since that no next turn is expected.
+  bool awaited(PageId page, SlotId slot, std::uint64_t others) const;
   // Has either page's holders hold the other one.
   void exchange(PageId a, PageId b);
 
@@ -153,6 +155,8 @@ class RadixTree {
   // Attaches a slot in use to a node below its own.
   void go_on(SlotId slot, Node* node);
   Node* attached(SlotId slot) const { return attachments_[slot].node; }
+  // The next of the slots attached to the same node, of which node->slots is the first.
+  SlotId next_attached(SlotId slot) const { return attachments_[slot].next; }
   // Those that are attached and not idle, as the tree orders them.
   const LiveOrder& live_order() const { return live_order_; }
   // An idle slot attached where the path to `node` is longest shared; kNoSlot: none shares anything with it. Of those

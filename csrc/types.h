@@ -14,6 +14,7 @@ using Token = std::int64_t;  // SGLang keeps token ids in array('q')
 
 inline constexpr PageId kNoPage = std::numeric_limits<PageId>::max();
 inline constexpr SlotId kNoSlot = std::numeric_limits<SlotId>::max();
+inline constexpr SlotId kPaddingSlot = 0;  // stands for rows of no request; always live
 
 // How token positions fall on pages. A sequence's byte b lies in its page b / page_bytes, so page i of every
 // sequence covers the same bytes of that sequence (invariant 1) and no sharing ever shifts data. The token size

@@ -11,7 +11,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from vt_sglang.triton_kernels.prefill_hopper_plan import TILE, HopperPlan
 
 from vt_sglang.adapter import prefill
-from vt_sglang.adapter.prefill_choice import LEAST_TILES, MOST_STEPS, ChosenPrefill, hopper_is_faster
+from vt_sglang.adapter.prefill_choice import MOST_STEPS, ChosenPrefill, hopper_is_faster
 
 H100: dict[str, int] = {"heads": 32, "kv_heads": 8, "processors": 132}
 
@@ -32,10 +32,10 @@ def test_requests_that_take_another_launch_are_flash_attentions() -> None:
     assert hopper_is_faster([64, 0], [5000, 10], **H100), "without new tokens nothing is launched for it"
 
 
-def test_what_sees_few_tokens_is_flash_attentions() -> None:
-    assert not hopper_is_faster([512] * 16, [0] * 16, **H100)
-    assert not hopper_is_faster([32], [LEAST_TILES * TILE - 17], **H100)
-    assert hopper_is_faster([32], [LEAST_TILES * TILE - 16], **H100)
+def test_short_prompts_are_the_projects_however_few_tokens_they_see() -> None:
+    assert hopper_is_faster([TILE + 1], [0], **H100)
+    assert hopper_is_faster([512] * 16, [0] * 16, **H100)
+    assert not hopper_is_faster([512] * 64, [0] * 64, **H100), "together they are much"
 
 
 class _Kernel:

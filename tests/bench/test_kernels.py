@@ -56,18 +56,21 @@ def test_short_prompts_are_other_shapes_and_none_too_short_for_the_kernel() -> N
     assert min(length for shape in short for length in shape.lengths) > 128
 
 
-def test_auto_takes_the_fastest_kernel_in_every_shape_that_was_measured() -> None:
-    """Of those that a server has on a Hopper GPU; and it is faster than FlashAttention-3 with pages of 1 token, as
-    SGLang runs it, everywhere, and by 8 % on average."""
+@pytest.mark.parametrize("short", [False, True])
+def test_auto_takes_the_fastest_kernel_in_every_shape_that_was_measured(short: bool) -> None:
+    """Of those that a server has on a Hopper GPU, or one about as fast; and it is faster than FlashAttention-3 with
+    pages of 1 token, as SGLang runs it, everywhere, and by 8 % on average."""
     gains = []
-    for shape, row in zip(prefill_shapes(), json.loads((RESULTS / "prefill.json").read_text())["results"], strict=True):
-        chosen = row[f"{shape.chosen(PROCESSORS)}_us"]
+    rows = json.loads((RESULTS / ("more/prefill-short.json" if short else "prefill.json")).read_text())["results"]
+    for shape, row in zip(prefill_shapes(short), rows, strict=True):
+        assert row["shape"] == shape.name
+        assert row["auto"] == shape.chosen(PROCESSORS)
         best = min(row[f"{side}_us"] for side in ("hopper", "fa3_contiguous", "triton"))
-        assert chosen <= 1.03 * best, shape.name
-        assert chosen <= row["fa3_page1_us"], shape.name
-        gains.append(row["fa3_page1_us"] / chosen)
+        assert row["auto_us"] <= 1.05 * best, shape.name
+        assert row["auto_us"] <= row["fa3_page1_us"], shape.name
+        gains.append(row["fa3_page1_us"] / row["auto_us"])
     assert sum(gains) / len(gains) >= 1.08
-    assert {shape.chosen(PROCESSORS) for shape in prefill_shapes()} == {"hopper", "fa3_contiguous"}
+    assert {shape.chosen(PROCESSORS) for shape in prefill_shapes(short)} == {"hopper", "fa3_contiguous"}
 
 
 def test_the_table_of_prefill(operations: tuple[ModuleType, ModuleType]) -> None:

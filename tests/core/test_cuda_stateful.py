@@ -10,7 +10,7 @@ CUDA_WORLDS = (
     CudaWorld("tokens larger than a page", token_bytes=6000, budget_pages=40),
     CudaWorld("few mappings", token_bytes=1000, mapping_limit=14),
     CudaWorld("contents move", token_bytes=1000, guard_tokens=7, move_pages=True),
-    CudaWorld("mapped ahead", token_bytes=1000, move_pages=True, map_ahead=True),
+    CudaWorld("mapped ahead", token_bytes=1000, guard_tokens=7, move_pages=True, map_ahead=True),
 )
 
 
@@ -23,7 +23,8 @@ def test_core_agrees_with_the_model(fake_cuda: FakeCuda, world: CudaWorld) -> No
 
 def test_core_agrees_with_the_model_however_late_its_thread(fake_cuda: FakeCuda) -> None:
     """What waits for the thread when others come to need it differs from run to run; what they get does not."""
-    world = CudaWorld("mapped late", token_bytes=1000, move_pages=True, map_ahead=True, late=True, fake=fake_cuda)
+    world = CudaWorld("mapped late", token_bytes=1000, guard_tokens=7, move_pages=True, map_ahead=True, late=True)
+    world.fake = fake_cuda
     fake_cuda.delay(300)
     with fake_cuda.exempt():
         run_machine(world, STEPS // 20)

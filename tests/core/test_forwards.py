@@ -42,6 +42,44 @@ def test_a_slot_waits_for_the_last_forward_that_used_it(make_cache: MakeCache) -
     Request(cache, ids("abcd")).abort()
 
 
+def test_a_slot_that_maps_nothing_is_not_for_a_moments_need(make_cache: MakeCache) -> None:
+    """Where contents move and all pages are mapped: the request waits for the one that is about to be idle."""
+    cache = make_cache(slots=4, budget_pages=8, token_bytes=1024, move_pages=True)  # four tokens a page
+    first = Request(cache, ids("a" * 20))
+    second = Request(cache, ids("b" * 12))
+    forward = cache.begin_forward(ints(first.slot))
+    first.finish()
+    with pytest.raises(SlotsBusy, match=f"complete forward {forward} first"):
+        Request(cache, ids("c" * 4))
+    cache.complete_forward(forward)
+    third = Request(cache, ids("c" * 4))
+    assert third.slot == first.slot
+    fourth = Request(cache, ids("d" * 4))  # nothing is about to be idle
+    assert len({it.slot for it in (second, third, fourth)}) == 3
+    for it in second, third, fourth:
+        it.verify()
+        it.abort()
+    cache.check()
+
+
+@pytest.mark.parametrize("pages", [31, 32])
+def test_a_conversation_waits_for_its_own_slot_if_mapping_another_is_much(make_cache: MakeCache, pages: int) -> None:
+    """It comes back while a forward still includes the slot of its last turn."""
+    cache = make_cache(slots=4, slot_tokens=200, budget_pages=150, token_bytes=1024, move_pages=True)
+    first = Request(cache, ids("a" * 4 * pages))
+    forward = cache.begin_forward(ints(first.slot))
+    first.finish()
+    if pages == 32:
+        with pytest.raises(SlotsBusy, match=f"complete forward {forward} first"):
+            Request(cache, ids("a" * 4 * pages + "b"))
+        cache.check()
+        cache.complete_forward(forward)
+    again = Request(cache, ids("a" * 4 * pages + "b"))
+    assert (again.slot == first.slot) == (pages == 32)
+    again.verify()
+    again.abort()
+
+
 def test_completing_a_forward_completes_all_before_it(make_cache: MakeCache) -> None:
     cache = make_cache(slots=4)
     requests = [Request(cache, ids("abcd")) for _ in range(3)]

@@ -23,7 +23,7 @@ WORLDS = (
     World("tokens larger than a page", token_bytes=6000, budget_pages=64),
     World("few mappings", token_bytes=1000, mapping_limit=10),
     World("contents move", token_bytes=1000, guard_tokens=7, move_pages=True),
-    World("mapped ahead", token_bytes=1000, budget_pages=14, move_pages=True, map_ahead=True),
+    World("mapped ahead", token_bytes=1000, guard_tokens=7, move_pages=True, map_ahead=True),
 )
 
 

@@ -184,7 +184,6 @@ def test_the_kernel_changes_between_chunks(backend: Any, kernel: str, monkeypatc
 
         monkeypatch.setattr(kind, "forward", noted)
     most = prefill_choice.MOST_STEPS
-    monkeypatch.setattr(prefill_choice, "LEAST_TILES", 0)
     core, guard = backend.pool.core, backend.pool.prefill_guard_tokens
     sequences = [Sequence(backend, core.bind(None, 0, last, guard)[0]) for last in (1500, 400)]
     borders = [(0, 0), (700, 130), (1100, 200), (1300, 399), (1500, 400)]

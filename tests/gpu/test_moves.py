@@ -10,7 +10,7 @@ from array import array
 import pytest
 import torch
 
-from vt_sglang._core import KVCache
+from vt_sglang._core import KVCache, SlotsBusy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -52,7 +52,7 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
     system = [draw.randrange(2**30) for _ in range(200)]
     talks: list[list[int]] = [list(system) for _ in range(40)]
     flying: list[tuple[int, torch.cuda.Event]] = []
-    checked = turns = 0
+    checked = turns = waits = 0
     torch.cuda.synchronize()
 
     def land(most: int) -> None:
@@ -72,7 +72,12 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
         cache.lock(node)
         if len(flying) >= 4:
             land(3)  # at least one of the six slots is idle
-        slot = cache.bind(None, node, len(ids))[0]
+        try:
+            slot = cache.bind(None, node, len(ids))[0]
+        except SlotsBusy:
+            land(0)
+            waits += 1
+            slot = cache.bind(None, node, len(ids))[0]
         talks[k] += more
         whole = array("q", talks[k])
         cache.grow(torch.tensor([slot]).numpy(), torch.tensor([len(whole)]).numpy())
@@ -92,7 +97,7 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
         turns += 1
     land(0)
     counters = cache.counters()
-    print(f"\n{turns} turns, {checked} tokens found and compared, {counters}")
+    print(f"\n{turns} turns, {waits} waits, {checked} tokens found and compared, {counters}")
     assert int(wrong) == 0
     assert checked > 10_000
     assert counters["pages_moved"] > 1000

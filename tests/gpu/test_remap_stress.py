@@ -7,6 +7,7 @@ import random
 import time
 from array import array
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,7 @@ TOKENS_A_PAGE = 16
 ELEMENTS = PAGE // TOKENS_A_PAGE // 4  # int32 words of a token
 PAGES = 64  # of each slot
 READERS = 4
+GUARD = 192  # tokens behind a prompt that may be read
 
 
 def test_remapping_beside_readers() -> None:
@@ -92,6 +94,76 @@ def test_remapping_beside_readers() -> None:
     print(f"\n{remaps} pages remapped in {SECONDS:g} s beside {sweeps} sweeps of {mebibytes} MiB")
     assert int(wrong) == 0
     assert remaps > 100 * SECONDS
+    assert sweeps > 10
+    cache.check()
+
+
+def test_mapping_ahead_beside_readers() -> None:
+    """Four slots are read over and over on a stream of their own, while a fifth grows page by page over guards, which a
+    thread replaces, and sixth to eighth come and go; all that they held is unmapped and given back, and so on."""
+    cache = KVCache(
+        driver="cuda",
+        page_bytes=0,
+        token_bytes=PAGE // TOKENS_A_PAGE,
+        slots=READERS + 5,
+        slot_tokens=PAGES * TOKENS_A_PAGE,
+        budget_pages=(READERS + 2) * PAGES,
+        move_pages=True,
+        map_ahead=True,
+    )
+    stream = torch.cuda.current_stream()
+    cache.set_stream(stream.cuda_stream)
+    shape = [cache.slots * cache.slot_tokens, ELEMENTS * 4]
+    rows = torch.utils.dlpack.from_dlpack(cache.tensor(0, shape, [ELEMENTS * 4, 1], "uint8")).view(torch.int32)
+
+    def view(slot: int, first: int, last: int) -> torch.Tensor:
+        """Pages of a slot."""
+        start = slot * cache.slot_tokens
+        return rows[start + first * TOKENS_A_PAGE : start + last * TOKENS_A_PAGE]
+
+    readers = [cache.bind(f"reader {number}", 0, PAGES * TOKENS_A_PAGE)[0] for number in range(READERS)]
+    for number, slot in enumerate(readers):
+        view(slot, 0, PAGES).fill_(number + 1)
+    torch.cuda.synchronize()
+    wrong = torch.zeros((), dtype=torch.int64, device="cuda")
+    beside = torch.cuda.Stream()
+    pending: list[torch.cuda.Event] = []
+    sweeps = turns = 0
+    start = cache.counters()
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        turns += 1
+        others = [cache.bind(f"other {turns}", 0, 200 + 16 * number, GUARD)[0] for number in range(3)]
+        slot = cache.bind(f"grows {turns}", 0, 1, GUARD)[0]
+        cache.complete_forward(cache.begin_forward(np.array([slot]), True))
+        for page in range(PAGES):
+            cache.grow(np.array([slot]), np.array([(page + 1) * TOKENS_A_PAGE]), 0)
+            view(slot, page, page + 1).fill_(turns + page)
+            if page % 16 == 15 and others:
+                cache.release(others.pop())
+            while len(pending) < 8:
+                with torch.cuda.stream(beside):
+                    for number, reader in enumerate(readers):
+                        wrong += (view(reader, 0, PAGES) != number + 1).sum()
+                    event = torch.cuda.Event()
+                    event.record()
+                pending.append(event)
+                sweeps += 1
+            pending = [event for event in pending if not event.query()]
+        pages = view(slot, 0, PAGES).view(PAGES, -1)
+        wrong += (pages != torch.arange(turns, turns + PAGES, device="cuda")[:, None]).sum()
+        stream.synchronize()
+        cache.release(slot)
+        cache.check()
+        cache.trim(0)
+    torch.cuda.synchronize()
+    counters = cache.counters()
+    changes = {name: value - start[name] for name, value in counters.items() if value != start[name]}  # type: ignore[literal-required]
+    print(f"\n{turns} turns in {SECONDS:g} s beside {sweeps} sweeps, {changes}")
+    assert int(wrong) == 0
+    assert changes["pages_mapped_ahead"] > 10 * turns
+    assert changes["guards_mapped"] > turns
+    assert changes["pages_unmapped"] > PAGES * turns
     assert sweeps > 10
     cache.check()
 

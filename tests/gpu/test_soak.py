@@ -77,8 +77,12 @@ def test_kv_after_a_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel
     assert result["vtensor"]["leaks"] == 0
     assert result["retractions"] > 0
     assert counters["binds"] > 10 * SLOTS
-    for name in ("nodes_evicted", "tails_copied", "tails_extended", "pages_unmapped", "pages_adopted"):
+    for name in ("nodes_evicted", "tails_copied", "tails_extended", "pages_adopted"):
         assert counters[name] > 0, name
+    # Mappings change and contents move beside forwards, many a second.
+    assert counters["pages_unmapped"] > 20 * SECONDS
+    assert counters["pages_moved"] > 20 * SECONDS
+    assert counters["pages_mapped_ahead"] > 0
     # What was soaked is sharing: some 100 tokens a bind were found, on pages of others and of the slot's last request.
     assert counters["tokens_matched"] > 20 * counters["binds"]
     assert counters["tokens_evicted"] > counters["binds"]
@@ -90,4 +94,4 @@ def test_kv_after_a_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel
         # K and V of the first layer depend on token and position alone; deeper ones on all that was attended to.
         assert first < 0.02, (first, tokens)
         assert mean < 0.05, (mean, tokens)
-        assert worst < 0.5, (worst, tokens)
+        assert worst < 0.1, (worst, tokens)

@@ -24,9 +24,6 @@ MEASURED_HEAD_DIM = 128
 MOST_STEPS = 100
 """Steps a multiprocessor up to which the project's kernel was measured to be faster: see `hopper_is_faster`."""
 
-LEAST_TILES = 8
-"""Tiles of tokens that a row tile sees, on average over a batch, from which on both kernels were measured."""
-
 
 def hopper_is_faster(
     new: Sequence[int], prefixes: Sequence[int], *, heads: int, kv_heads: int, processors: int
@@ -38,11 +35,10 @@ def hopper_is_faster(
     calls deals the batch out anew, by a kernel of its own, and divides long requests among multiprocessors less
     evenly, where the project's batch was dealt out once, on the host; that is some microseconds a layer. So little work
     is the project's, and much is FlashAttention-3's. Work is counted in steps, `ROWS` query rows by `TILE` tokens,
-    about 1.6 us of a multiprocessor each: in bench/results/prefill.json the project's kernel is ahead in all shapes of
-    up to 83 steps a multiprocessor, by 0.6 to 8.5 %, and behind in all from 124 on, by 0.2 to 12 %.
+    about 1.6 us of a multiprocessor each: in bench/results/prefill.json and more/prefill-short.json the project's
+    kernel is ahead in all shapes of up to 85 steps a multiprocessor, by 0.1 to 30 %; between 4 % ahead and 4 % behind
+    from 124 to 132, and up to 11 % behind in most beyond.
 
-    Row tiles that see fewer than `LEAST_TILES` tiles of tokens on average, as those of short prompts without a prefix,
-    were not compared, and are left to FlashAttention-3: beginning and ending them would weigh more than what they do.
     A request of no more than `TILE` tokens takes another launch of another kernel each layer, which costs what there
     is to win.
 
@@ -58,7 +54,7 @@ def hopper_is_faster(
         return False
     row_tiles = -(-news * (heads // kv_heads) // ROWS)
     steps = (row_tiles * (befores + news / 2) / TILE).sum()
-    return bool(LEAST_TILES * row_tiles.sum() <= steps and kv_heads * steps <= MOST_STEPS * processors)
+    return bool(kv_heads * steps <= MOST_STEPS * processors)
 
 
 class ChosenPrefill:
