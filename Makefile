@@ -36,7 +36,8 @@ test: $(READY)
 lint: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
 
-# The core's tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer.
+# The core's tests once more, under AddressSanitizer and UndefinedBehaviorSanitizer; those with threads under
+# ThreadSanitizer, too.
 sanitize: $(READY)
 	$(BIN)/python tools/sanitize.py
 

@@ -70,7 +70,7 @@ class CudaDriver final : public Driver {
   cuda::AllocationProperties properties_{};
   std::size_t page_bytes_;
   PageId max_pages_;
-  std::size_t pages_ = 0;  // that have memory
+  std::atomic<std::size_t> pages_ = 0;  // that have memory
   cuda::DevicePointer range_ = 0;
   std::size_t range_bytes_ = 0;
   cuda::Stream stream_ = nullptr;

@@ -73,7 +73,7 @@ class Driver {
   // comes as zeros.
   virtual void clear(std::uintptr_t /*address*/) {}
 
-  // Bytes of physical memory that the system says the created pages occupy now.
+  // Bytes of physical memory that the system says the created pages occupy now. May be asked at any time.
   virtual std::size_t physical_bytes() const = 0;
 
   // How many separate runs of pages, and gaps after them, there may be at one time.

@@ -106,11 +106,6 @@ void DriverWorker::drain() {
   changed_.wait(lock, [&] { return idle(); });
 }
 
-std::size_t DriverWorker::physical_bytes() const {
-  const std::lock_guard lock(mutex_);  // a number that the thread's calls change
-  return inner_->physical_bytes();
-}
-
 void DriverWorker::run() {
   std::unique_lock lock(mutex_);
   for (;;) {

@@ -99,7 +99,7 @@ class DriverWorker final : public Driver {
     inner_->ready_to_move(page);
   }
   void set_stream(std::uintptr_t stream) override { inner_->set_stream(stream); }
-  std::size_t physical_bytes() const override;
+  std::size_t physical_bytes() const override { return inner_->physical_bytes(); }
   std::size_t mapping_limit() const override { return inner_->mapping_limit(); }
 
  private:

@@ -134,7 +134,11 @@ class Memory:
         """Whether the kernel lets the first tokens of a slot be read and written; asked before touching them."""
         start = self.base + slot * self.slot_bytes
         end = start + tokens * self.token_bytes
-        return sum(m.end - m.start for m in system_mappings(start, end) if m.access.startswith("rw")) == end - start
+        reached = start  # a mapping may be listed twice, if a thread adds to it while the list is read
+        for mapping in system_mappings(start, end):
+            if mapping.access.startswith("rw") and mapping.start <= reached:
+                reached = max(reached, mapping.end)
+        return reached == end
 
     def mapped_pages(self) -> dict[tuple[int, int], int]:
         """(slot, page index) -> offset in the memory file, in pages, for all that the kernel maps in the arena."""

@@ -7,6 +7,8 @@ from core_ahead import make
 from core_fake_cuda import FakeCuda
 from core_harness import MakeCache, Memory, Request, counter_changes, ids, ints
 
+from vt_sglang._core import SlotsBusy
+
 
 def test_growth_finds_its_page_mapped(fake_cuda: FakeCuda) -> None:
     """From the second page on: the first growth finds out that memory is to be taken ahead."""
@@ -76,7 +78,7 @@ def test_new_pages_are_zero_before_they_can_be_read_as_guards(fake_cuda: FakeCud
 
 def test_what_a_request_finds_does_not_depend_on_the_thread(fake_cuda: FakeCuda) -> None:
     """The ranks of a server make the same calls, and must let in, find and evict the same, however late each one's
-    thread is."""
+    thread is. Forwards are completed one step late, as an overlapping scheduler does."""
 
     def play(delay: int) -> list[object]:
         fake_cuda.reset()
@@ -85,11 +87,21 @@ def test_what_a_request_finds_does_not_depend_on_the_thread(fake_cuda: FakeCuda)
         cache = make(fake_cuda, budget_pages=24)
         seen: list[object] = []
         live: list[Request] = []
+        forward = 0
+
+        def bound(text: str) -> Request:
+            try:
+                return Request(cache, ids(text))
+            except SlotsBusy:
+                seen.append("busy")
+                cache.complete_forward(forward)
+                return Request(cache, ids(text))
+
         with fake_cuda.exempt():
-            for turn in range(60):
+            for turn in range(80):
                 if delay == 0:
                     cache.finish_ahead()
-                request = Request(cache, ids("system prompt, system"[: choice.randrange(22)] + chr(97 + turn % 3)))
+                request = bound("system prompt, system"[: choice.randrange(22)] + chr(97 + turn % 3))
                 request.append(ids("abcde"[: choice.randrange(1, 6)]))
                 seen += [request.matched, cache.deliverable_pages(), cache.available_tokens()]
                 seen += [cache.counters()[name] for name in ("nodes_evicted", "tokens_evicted", "creations_failed")]
@@ -97,6 +109,8 @@ def test_what_a_request_finds_does_not_depend_on_the_thread(fake_cuda: FakeCuda)
                 if choice.random() < 0.7:
                     request.record()
                 live.append(request)
+                before, forward = forward, cache.begin_forward(ints(*(it.slot for it in live)))
+                cache.complete_forward(before)
                 if len(live) > 3:
                     live.pop(choice.randrange(4)).abort()
             cache.finish_ahead()

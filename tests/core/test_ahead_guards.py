@@ -76,7 +76,7 @@ def test_a_forward_that_reads_guards_keeps_them(fake_cuda: FakeCuda) -> None:
     """What waits to take their place is cancelled."""
     cache = make(fake_cuda)
     request, other = prefilled(cache, "aaa"), prefilled(cache, "xxxx")
-    cache.create_ahead(4, retry=False)  # so that nobody has to create a page, and wait for the thread
+    cache.create_ahead(8)  # to create a page is a call, and would wait for the one that is held
     fake_cuda.hold("cuMemUnmap")
     cache.grow(ints(other.slot), ints(4))  # the thread stands in this one's call
     end = time.monotonic() + 10

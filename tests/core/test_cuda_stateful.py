@@ -23,8 +23,8 @@ def test_core_agrees_with_the_model(fake_cuda: FakeCuda, world: CudaWorld) -> No
 
 def test_core_agrees_with_the_model_however_late_its_thread(fake_cuda: FakeCuda) -> None:
     """What waits for the thread when others come to need it differs from run to run; what they get does not."""
-    sizes = {"token_bytes": 1000, "guard_tokens": 7}
-    world = CudaWorld("mapped late", **sizes, move_pages=True, map_ahead=True, late=True, fake=fake_cuda)
+    world = CudaWorld("mapped late", token_bytes=1000, guard_tokens=7, move_pages=True, map_ahead=True, late=True)
+    world.fake = fake_cuda
     fake_cuda.delay(300)
     with fake_cuda.exempt():
         run_machine(world, STEPS // 20)
