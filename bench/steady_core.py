@@ -33,8 +33,9 @@ class Shape:
     budget_pages: int
     move_pages: bool
     """Whether contents are moved where mapping would cost more."""
-    map_ahead: bool = True
-    """Whether a thread maps what is likely to be needed."""
+    map_ahead: bool = False
+    """Whether a thread maps what is likely to be needed, as a server's does. Its calls are then counted to whatever is
+    called meanwhile."""
 
     def make(self) -> KVCache:
         """ValueError, DriverError: it cannot be."""

@@ -86,6 +86,8 @@ def add_cache(parser: argparse.ArgumentParser, model: str, *, sized: bool = True
         group.add_argument("--slots", type=positive, help="for requests; servers too; default: two a client")
         group.add_argument("--context", type=positive, metavar="TOKENS", help="default: the longest sequence")
     group.add_argument("--map-pages", action="store_true", help="map pages where a GPU's server would move contents")
+    if sized:
+        group.add_argument("--map-ahead", action="store_true", help="by a thread, as a server does")
     group.add_argument("--guard", type=natural, default=192, metavar="TOKENS", help="read behind prompts; FA3's 192")
 
 
@@ -137,7 +139,14 @@ def shape(given: argparse.Namespace, load: Steady) -> Shape:
     if pages < Geometry(page_bytes, token_bytes).pages_for(longest):
         raise ValueError(f"--budget: {budget:,} bytes do not hold a conversation of {longest:,} tokens")
     return Shape(
-        driver, page_bytes, token_bytes, slots(given, load), given.context or longest, pages, moves(given, driver)
+        driver,
+        page_bytes,
+        token_bytes,
+        slots(given, load),
+        given.context or longest,
+        pages,
+        moves(given, driver),
+        given.map_ahead,
     )
 
 

@@ -357,6 +357,8 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
   for (std::size_t i = 0; i < slots.size(); ++i) {
     Slot& it = slots_[slots[i]];
     live_tokens_ += tokens[i] - it.tokens;
+    // A row reads its last token by itself (plan_shares): where that was a recorded one, more can be shared now.
+    if (tokens[i] > it.tokens && it.tokens == it.recorded) tree_.grew_past_path();
     it.tokens = tokens[i];
     map_ahead(slots[i], guard_tokens);
   }

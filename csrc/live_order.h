@@ -35,6 +35,9 @@ class LiveOrder {
   // the others, and the version stays.
   void go_on(SlotId slot, Node* from, Node* node);
 
+  // What was shared is no more all that can be, though nobody came or went.
+  void changed() { ++version_; }
+
   // `next` and `shared` of a slot will be asked for.
   void fetch_ahead(SlotId slot) const { __builtin_prefetch(&places_[slot]); }
   SlotId first() const { return first_; }

@@ -157,6 +157,8 @@ class RadixTree {
   Node* attached(SlotId slot) const { return attachments_[slot].node; }
   // The next of the slots attached to the same node, of which node->slots is the first.
   SlotId next_attached(SlotId slot) const { return attachments_[slot].next; }
+  // A slot whose last recorded token was the last that it had has more now.
+  void grew_past_path() { live_order_.changed(); }
   // Those that are attached and not idle, as the tree orders them.
   const LiveOrder& live_order() const { return live_order_; }
   // An idle slot attached where the path to `node` is longest shared; kNoSlot: none shares anything with it. Of those

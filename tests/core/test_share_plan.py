@@ -146,6 +146,22 @@ def test_a_row_keeps_its_last_token(cache: KVCache) -> None:
     planner.verify([prefix_hashes(None, ids("abcde"))] * 3)
 
 
+def test_growing_past_what_is_recorded_makes_another_plan(cache: KVCache) -> None:
+    """The token that was the last is now shared too."""
+    batch = [Request(cache, ids("abcdef")) for _ in range(3)]
+    for it in batch:
+        it.record()
+    planner, slots = Planner(cache), [it.slot for it in batch]
+    planner.update(slots)
+    for it in batch:
+        it.append(ids("!"))
+    assert planner.update(slots)
+    assert planner.own_starts == [6, 6, 6]
+    for it in batch:
+        it.append(ids("?"))
+    assert not planner.update(slots)
+
+
 def test_before_anything_is_recorded(cache: KVCache, decoding: Decoding) -> None:
     """A request shares what it was bound along, though it is still being computed."""
     trunk = decoding("system prompt")

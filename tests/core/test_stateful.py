@@ -33,7 +33,8 @@ def test_core_agrees_with_the_model(world: World) -> None:
     assert world.met["steps"] >= min(LEAST_STEPS, STEPS // 2) // len(WORLDS)
     if STEPS >= NORMAL_STEPS and SEED == 0:
         must = MUST_BE_MET | MET_UNDER_LIMIT[world.mapping_limit > 0]
-        assert set(world.met) >= must - ({"read together"} if world.map_ahead else set())  # which is not about pages
+        # What is read together is not about pages, and rare where few requests are live for long.
+        assert set(world.met) >= must - ({"read together"} if world.move_pages else set())
         assert ("contents moved" in world.met) == world.move_pages
         assert ("mapped ahead" in world.met) == world.map_ahead
         assert sum(name.startswith("failed ") for name in world.met) >= LEAST_FAILURES
