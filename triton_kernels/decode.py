@@ -179,7 +179,7 @@ def _attend_short(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "lengths"])
 def decode_kernel(
     q,  # [batch, heads, head_dim]
     k,  # [slots, slot_tokens, kv_heads, head_dim]

@@ -33,7 +33,7 @@ HEADER = 8
 """Numbers before a plan's tasks: tasks, tiles, and what the host keeps there."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "lengths"])
 def plan_kernel(
     slots,  # [batch] int32 or int64
     lengths,  # [batch] int32 or int64
@@ -90,7 +90,7 @@ def plan_kernel(
     tl.store(at + 3, end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["lengths"])
 def parts_kernel(
     lengths,  # [batch] int32 or int64
     ranks,  # [batch] int32

@@ -18,8 +18,12 @@ import triton.language as tl
 from .numerics import LOG2E, tanh
 from .tiles import shared_bytes
 
+LEAST_BLOCK_BATCH = 256
+"""Requests of a batch that the plan's kernel looks at, at least: more than most batches of prompts have, so that few
+wait for the compiler."""
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["batch"])
 def prefill_plan_kernel(
     query_starts,  # [batch + 1] int32: where each request's new tokens begin among the batch's, and the end
     tile_requests,  # [tiles] int32, written: whose rows a tile has; -1: nobody's
@@ -286,7 +290,7 @@ class PrefillPlan:
             batch,
             GROUP=self._group,
             BLOCK_ROWS=rows,
-            BLOCK_BATCH=triton.next_power_of_2(batch),
+            BLOCK_BATCH=max(LEAST_BLOCK_BATCH, triton.next_power_of_2(batch)),
         )
 
 

@@ -92,6 +92,27 @@ class _Unmappable:
     grow = bind
 
 
+class _Ungrowable:
+    """A core whose driver has no memory for one token more of a slot that has some, in the steps that lack it."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self._ends: dict[int, int] = {}
+        self.lacking = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def grow(self, slots: Any, ends: Any, guard: int = 0) -> None:
+        from vt_sglang._core import OutOfMemory
+
+        pairs = dict(zip(slots.tolist(), ends.tolist(), strict=True))
+        if self.lacking and any(self._ends.get(slot) == end - 1 for slot, end in pairs.items()):
+            raise OutOfMemory("cuMemMap failed")
+        self._core.grow(slots, ends, guard)
+        self._ends |= pairs
+
+
 class Run:
     """One scheduler, and the requests that went through it."""
 
@@ -116,7 +137,9 @@ class Run:
 
         # Steps in which the driver has no memory to map anything, as [first, behind the last].
         self._unmappable = [range(*steps) for steps in settings.get("unmappable", [])]
-        if self._unmappable:
+        # Likewise, where only requests that decode cannot grow.
+        self._ungrowable = [range(*steps) for steps in settings.get("ungrowable", [])]
+        if self._unmappable or self._ungrowable:
             from vt_sglang.adapter import patience
 
             patience.time = types.SimpleNamespace(sleep=lambda _: None)  # nothing changes by waiting
@@ -290,6 +313,10 @@ class Run:
             real = core._core if isinstance(core, _Unmappable) else core
             lacking = any(self.steps in steps for steps in self._unmappable)
             scheduler.tree_cache.core = _Unmappable(real) if lacking else real
+        if self._ungrowable:
+            if not isinstance(core, _Ungrowable):
+                core = scheduler.tree_cache.core = _Ungrowable(core)
+            core.lacking = any(self.steps in steps for steps in self._ungrowable)
         self._idle_steps = self._idle_steps + 1 if scheduler.is_fully_idle() else 0
         if self.steps > self._most_steps:
             raise RuntimeError(f"the workload does not come to an end: {self.workload.waiting_for()}")

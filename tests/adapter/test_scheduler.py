@@ -174,12 +174,21 @@ def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str,
 
 
 @pytest.mark.parametrize(
-    "server_args",
-    [{"disable_overlap_schedule": True}, {}, {"enable_mixed_chunk": True}],
-    ids=["no overlap", "overlap", "mixed chunks"],
+    ("server_args", "lacking"),
+    [
+        ({"disable_overlap_schedule": True}, {"unmappable": [[12, 14], [40, 42], [70, 71]]}),
+        ({}, {"unmappable": [[12, 14], [40, 42], [70, 71]]}),
+        ({"enable_mixed_chunk": True}, {"unmappable": [[12, 14], [40, 42], [70, 71]]}),
+        ({"enable_mixed_chunk": True}, {"ungrowable": [[12, 14], [40, 42], [70, 71]]}),
+    ],
+    ids=["no overlap", "overlap", "mixed chunks", "mixed chunks, only for those that decode"],
 )
 def test_what_cannot_be_mapped_ends_requests_and_not_the_server(
-    server_args: dict[str, Any], model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path
+    server_args: dict[str, Any],
+    lacking: dict[str, Any],
+    model: Path,
+    stock: dict[str, dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     """New ones with an error, decoded ones by retraction; the others' outputs are stock's."""
     result = _run(
@@ -188,7 +197,7 @@ def test_what_cannot_be_mapped_ends_requests_and_not_the_server(
         "growing",
         VTENSOR | {"max_total_tokens": 20000} | server_args,
         environment={"VTENSOR_PAGE_BYTES": "4096"},
-        unmappable=[[12, 14], [40, 42], [70, 71]],
+        **lacking,
     )
     expected = stock["growing"]
     whole = 0

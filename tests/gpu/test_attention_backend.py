@@ -229,6 +229,63 @@ def test_no_index_of_tokens_is_built_or_read(backend: Any) -> None:
         assert watched.seen > 0
 
 
+class _NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for the GPU: whatever torch synchronises for, and copies from memory that is not
+    pinned, for which the driver does."""
+
+    def __enter__(self) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        torch.cuda.set_sync_debug_mode("default")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("copy_", "_to_copy"):
+            source = args[1] if name == "copy_" else args[0]
+            if result.is_cuda and not source.is_cuda:
+                assert source.is_pinned(), (name, source.shape)
+        return result
+
+
+def test_no_step_waits_for_the_gpu(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts long and short, chunks, mixed batches and decode, eagerly and from a graph, from the host's plan to the
+    last layer."""
+    from vt_sglang.adapter import mixed
+
+    captured = Captured(backend, 4)
+    family = Family(backend, 700, [1, 64, 130])
+    other = Sequence(backend, family.core.bind(None, 0, 700, family.guard)[0])
+    sequences, pool = [other, *family.members], backend.pool
+    monkeypatch.setattr(mixed, "LEAST_SAVED_BYTES", 1)
+    steps = [(0, 600, False), (600, 604, False), (604, 604, True)]
+    for _ in range(2):  # what is only made once, such as buffers and programs, may be waited for
+        for start, end, decode in steps:
+            decoding = [length + 1 for length in family.lengths]
+            members = family.members if decode else sequences
+            starts = family.lengths if decode else [start, *family.lengths]
+            ends = decoding if decode else [end, *decoding]
+            batch = _batch(backend, members, starts, ends, decode=decode)
+            new = sum(ends) - sum(starts)
+            q, k, v = (_random(new, heads).flatten(1) for heads in (HEADS, KV_HEADS, KV_HEADS))
+            pool.batch_slots = np.array([it.slot for it in members])
+            pool.batch_decoding = 0 if decode else len(family.members)
+            forward = backend.forward_decode if decode else backend.forward_extend
+            torch.cuda.synchronize()
+            with _NoWaiting():
+                backend.init_forward_metadata(batch)
+                for layer in backend.layers:
+                    forward(q, k, v, layer, batch)
+            family.lengths = decoding
+        torch.cuda.synchronize()
+        with _NoWaiting():
+            backend.init_forward_metadata_out_graph(captured.batch)
+            captured.graph.replay()
+
+
 class Captured:
     """A decode step of the first layer in a CUDA graph, captured on the padding slot."""
 

@@ -27,7 +27,8 @@ class PrefillMemoryError(RuntimeError):
 
 
 def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """AROUND `alloc_for_extend`: bind the new requests' prefixes to slots, grow those of chunked ones.
+    """AROUND `alloc_for_extend`: bind the new requests' prefixes to slots, grow those of chunked ones; and those that
+    decode in the same batch, while SGLang can still turn back.
 
     Returns:
         Locations of the new tokens (int64, batch's device), and the slots (int64) there and on the CPU.
@@ -50,7 +51,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
                 req.req_pool_idx = _bind(cache, req, end, guard)
                 bound.append(req)
         slots = np.array([req.req_pool_idx for req in batch.reqs], dtype=np.int64)
-        patiently(cache, lambda: cache.core.grow(slots, ends, guard))
+        _grow(cache, slots, ends, _to_be_mixed(cache, batch))
     except (DriverError, OutOfPages, ValueError) as error:
         wait_for_forwards(cache)  # and for the copies of tails into slots that are now given back
         for req in bound:
@@ -68,20 +69,47 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
             req.kv = ReqKvInfo(kv_allocated_len=end, swa_evicted_seqlen=0)
         else:
             req.kv.kv_allocated_len = end
-    slot_tokens = cache.core.slot_tokens
-    locations = np.concatenate(
-        [
-            np.arange(slot * slot_tokens + start, slot * slot_tokens + end)
-            for slot, start, end in zip(slots.tolist(), batch.prefix_lens, ends.tolist(), strict=True)
-        ]
-    )
-    slots_cpu = torch.from_numpy(slots)
+    locations = _locations(cache, slots.tolist(), batch.prefix_lens, ends.tolist())
+    slots_cpu = _staged(cache, len(slots))
+    slots_cpu.numpy()[:] = slots
     device = batch.device
-    return (
-        torch.from_numpy(locations).to(device, non_blocking=True),
-        slots_cpu.to(device, non_blocking=True),
-        slots_cpu,
-    )
+    return locations.to(device, non_blocking=True), slots_cpu.to(device, non_blocking=True), slots_cpu
+
+
+def _locations(cache: VTensorCache, slots: list[int], starts: list[int], ends: list[int]) -> torch.Tensor:
+    """Of tokens [start, end) of each slot, one slot after the other: [tokens] int64, on the host."""
+    slot_tokens = cache.core.slot_tokens
+    locations = _staged(cache, sum(ends) - sum(starts))
+    written, at = locations.numpy(), 0
+    for slot, start, end in zip(slots, starts, ends, strict=True):
+        written[at : at + end - start] = np.arange(slot * slot_tokens + start, slot * slot_tokens + end)
+        at += end - start
+    return locations
+
+
+def _staged(cache: VTensorCache, count: int) -> torch.Tensor:
+    """[count] int64 on the host, not written, from where a GPU copies without the host's waiting for it."""
+    return torch.empty(count, dtype=torch.int64, pin_memory=cache.device.type != "cpu")
+
+
+def _to_be_mixed(cache: VTensorCache, batch: Any) -> list[Any]:
+    """The requests that SGLang is going to put behind a prefill batch, to decode (`--enable-mixed-chunk`)."""
+    running = cache.mixing
+    if running is None or batch.return_logprob or running.return_logprob:
+        return []
+    if any(req.input_embeds is not None for req in batch.reqs):
+        return []
+    return [req for req in running.reqs if not req.finished()]
+
+
+def _grow(cache: VTensorCache, slots: np.ndarray, ends: np.ndarray, decoding: list[Any]) -> None:
+    """Back a prefill batch up to its ends, and the next token of those that decode in it; all of them or none."""
+    guard = cache.kv_pool.prefill_guard_tokens
+    if decoding:
+        their_slots, their_ends = _next_tokens(decoding)
+        slots, ends = np.concatenate([slots, their_slots]), np.concatenate([ends, their_ends])
+        guard = max(guard, cache.kv_pool.decode_guard_tokens)
+    patiently(cache, lambda: cache.core.grow(slots, ends, guard))
 
 
 def _bind(cache: VTensorCache, req: Any, end: int, guard: int) -> int:

@@ -29,12 +29,15 @@ def get_new_batch_prefill(original: Callable[..., Any], scheduler: Any, running_
     cache.elastic.step()
     if running_batch.is_empty():
         running_batch.batch_is_full = False  # SGLang resets it only when a request of the batch ends
+    cache.mixing = running_batch if scheduler.is_mixed_chunk and not running_batch.is_empty() else None
     try:
         plan = original(scheduler, running_batch)
     except PrefillMemoryError as error:
         plan = NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         for req in error.reqs:
             _give_up(scheduler, req, f"Out of memory: {error}", admitted=True)
+    finally:
+        cache.mixing = None
     for req in cache.hopeless:
         _give_up(scheduler, req, _no_room(cache, req), admitted=False)
     cache.hopeless.clear()
