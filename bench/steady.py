@@ -5,6 +5,7 @@
     python bench/steady.py again|returning [--model FOLDER] [--side NAME=ARGUMENTS]... [--together] [--json FILE]
     python bench/steady.py cold [--model FOLDER] [--prefix 32768] [--json FILE]
     python bench/steady.py trace TRACE [--capacity 0.2M,0.4M] [--clients 64] [--json FILE]
+    python bench/steady.py served-trace TRACE [--clients 16 | --speed 10] [--side NAME=ARGUMENTS]... [--json FILE]
 
 `again` is 64 clients with a conversation of 10 turns each under one system prompt, and then again with other
 conversations, while memory is full of the old ones. `returning` is 500 conversations, 64 of them at work at a time,
@@ -20,6 +21,11 @@ prefill can be launched, on the core, and on a server by the time to the first t
 
 `trace` is a recorded trace on the core alone, with many requests at work at a time, beside an ideal cache.
 
+`served-trace` is such a trace on servers, one after the other, each beside an ideal cache of as many tokens as it has,
+and then on the core: `--clients` at work at a time, or, by `--speed`, sent at the trace's own times divided by that,
+whatever is still at the server (64 run there unless `--slots` says else; `--timeout` has to last for the wait, too).
+`--limit` plays the beginning. A first pass fills memory, whose pages the driver makes; `--passes 2` measures a second.
+
 On one card of 80 GB, with Llama-3-8B's shape and dummy weights, each takes some minutes:
 
     D="--load-format dummy --sampling-backend pytorch --grammar-backend none --dtype bfloat16"
@@ -28,6 +34,9 @@ On one card of 80 GB, with Llama-3-8B's shape and dummy weights, each takes some
         --side "stock-fa3=--attention-backend fa3 --mem-fraction-static 0.5" \\
         --side "vtensor=--radix-cache-backend vtensor --mem-fraction-static 0.88"
     python bench/steady.py cold --model llama8b --server-args "$D --mem-fraction-static 0.88"
+    python bench/steady.py served-trace TRACE --speed 20 --model llama8b --server-args "$D --max-total-tokens 400000" \\
+        --side "stock-fa3=--attention-backend fa3 --mem-fraction-static 0.8" \\
+        --side "vtensor=--radix-cache-backend vtensor --mem-fraction-static 0.88"
 
 Exit status: 1 if a request failed, a server did not start or leaked, or memory did not suffice; 2 if the options make
 no sense. Targets that are missed do not change it.
@@ -44,6 +53,7 @@ from typing import Any
 
 import steady_cases
 import steady_options as options
+import steady_served_trace
 import steady_servers
 import steady_trace
 from common import positive, short
@@ -64,6 +74,7 @@ CASES = {
     "returning": steady_cases.served,
     "cold": steady_cases.cold,
     "trace": steady_trace.run,
+    "served-trace": steady_served_trace.run,
 }
 
 
@@ -103,7 +114,18 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--slots", type=positive, help="default: two a client")
     options.add_cache(trace, "llama-3-8b", sized=False)
     options.add_pace(trace)
-    for case in (core, *loads, cold, trace):
+    served = cases.add_parser("served-trace", help="a recorded trace on servers, beside an ideal cache")
+    served.add_argument("trace", type=Path)
+    paces = served.add_mutually_exclusive_group()
+    paces.add_argument("--clients", type=positive, help=f"at work at a time; default: {steady_served_trace.CLIENTS}")
+    paces.add_argument("--speed", type=_speed, metavar="X", help="send at the trace's times, divided by X")
+    served.add_argument("--limit", type=positive, metavar="REQUESTS", help="the first ones of the trace alone")
+    served.add_argument("--skip-longer", type=positive, metavar="TOKENS", help="leave out what has more, answers too")
+    served.add_argument("--passes", type=positive, default=1, help="the last is measured; default: %(default)s")
+    options.add_cache(served, str(TOY_MODEL))
+    steady_servers.add(served, needed=True)
+    options.add_pace(served)
+    for case in (core, *loads, cold, trace, served):
         case.add_argument("--json", type=Path)
     return parser
 
@@ -113,6 +135,14 @@ def _seconds(text: str) -> float:
     found = float(text)  # its ValueError is told of by argparse
     if not 0 <= found < 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not 0 to 3600 seconds")
+    return found
+
+
+def _speed(text: str) -> float:
+    """An option's factor, for argparse."""
+    found = float(text)
+    if not 0 < found < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a factor above 0")
     return found
 
 

@@ -13,11 +13,11 @@ import steady_options as options
 import steady_prefix
 import steady_serve
 import steady_servers
-from common import short
 from rich.console import Console
 from rich.table import Table
 from serve_compare import RUN_METRICS, compare, table
 from serve_load import vocabulary
+from steady_load import Steady
 
 from vt_sglang.layout import Geometry
 from vt_sglang.replay import sizes
@@ -53,15 +53,21 @@ def served(given: argparse.Namespace, console: Console) -> dict[str, Any]:
             requests=options.slots(given, steady),
             stock=given.load == "returning",
         )
+        words = vocabulary(Path(given.model))
         plan = steady_serve.Plan(
-            launches, steady, given.together, vocabulary(Path(given.model)), given.logs, given.timeout
+            launches,
+            steady.passes,
+            lambda _, client, number: steady_serve.play(client, steady, words, number),
+            given.together,
+            given.logs,
+            given.timeout,
         )
     if not given.no_core:  # what makes no sense is refused before servers start
         shape, pace = options.shape(given, steady), options.pace(given)
     if not given.no_server:
         measured = steady_serve.Measured()
         asyncio.run(steady_serve.measure(plan, measured, console))
-        found |= _of_servers(plan, measured, total)
+        found |= _of_servers(plan, steady, measured, total)
         found["targets"] |= _server_targets(found)
         _show_servers(console, found)
     if shape is not None:
@@ -121,7 +127,11 @@ def cold(given: argparse.Namespace, console: Console) -> dict[str, Any]:
             )
     if not given.no_server:
         rounds = asyncio.run(steady_prefix.measure(plan, console))
-        found |= {"sides": _sides(plan.launches), "rounds": rounds, "servers": steady_prefix.summary(rounds)}
+        found |= {
+            "sides": steady_serve.sides(plan.launches),
+            "rounds": rounds,
+            "servers": steady_prefix.summary(rounds),
+        }
         steady_prefix.show(console, found["servers"])
         for side, figures in found["servers"].items():
             if "cold_driver_ms" in figures:
@@ -155,22 +165,16 @@ def _core_targets(found: dict[str, Any]) -> dict[str, Any]:
     return targets
 
 
-def _sides(launches: Any) -> list[dict[str, Any]]:
-    return [
-        {"name": it.name, "command": [short(word) for word in it.command], "environment": it.environment}
-        for it in launches
-    ]
-
-
-def _of_servers(plan: steady_serve.Plan, measured: steady_serve.Measured, total: int) -> dict[str, Any]:
+def _of_servers(plan: steady_serve.Plan, steady: Steady, measured: steady_serve.Measured, total: int) -> dict[str, Any]:
     names = [it.name for it in plan.launches]
-    warm = plan.steady.warm
-    passes = {name: [it for it in measured.passes if it["side"] == name and it["pass"] >= warm] for name in names}
+    passes = {
+        name: [it for it in measured.passes if it["side"] == name and it["pass"] >= steady.warm] for name in names
+    }
     return {
-        "load": asdict(plan.steady),
+        "load": asdict(steady),
         "total_tokens": total,
         "together": plan.together,
-        "sides": _sides(plan.launches),
+        "sides": steady_serve.sides(plan.launches),
         "passes": measured.passes,
         "starts": measured.starts,
         "rows": compare(RUN_METRICS, passes),
@@ -194,8 +198,4 @@ def _show_servers(console: Console, found: dict[str, Any]) -> None:
     for line in lines:
         shown.add_row(*line)
     console.print(shown)
-    for name, it in found["drivers"].items():
-        drivers = Table(f"{name}, all passes measured", "")
-        for key, value in (it["causes"] | it["counters"]).items():
-            drivers.add_row(key, f"{value:,}")
-        console.print(drivers)
+    steady_serve.show_drivers(console, found["drivers"])

@@ -3,13 +3,16 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from common import short
 from rich.console import Console
+from rich.table import Table
 from serve_run import MeasuringError
 from steady_causes import by_cause, difference
 from steady_load import Order, Steady
@@ -17,7 +20,7 @@ from steady_load import Order, Steady
 from vt_sglang.chat import runs as chat_runs
 from vt_sglang.chat.client import Answer, Client, RequestError
 from vt_sglang.chat.launch import Launch
-from vt_sglang.chat.measure import summarize
+from vt_sglang.chat.measure import answered_requests, summarize
 from vt_sglang.chat.play import Played, Request
 from vt_sglang.chat.result import examine, leaks_in
 from vt_sglang.chat.server import Server
@@ -26,10 +29,11 @@ from vt_sglang.chat.server import Server
 @dataclass(frozen=True)
 class Plan:
     launches: Sequence[Launch]
-    steady: Steady
+    passes: int
+    play: Callable[[Server, Client, int], Awaitable[Played]]
+    """Plays a pass, by its number; MeasuringError: it cannot be played on that server."""
     together: bool
     """Whether all servers run side by side, of which one at a time has anything to do."""
-    vocabulary: int
     logs: Path
     """Folder for the servers' logs; must exist."""
     timeout_s: float
@@ -49,7 +53,7 @@ async def measure(plan: Plan, measured: Measured, console: Console) -> None:
 
     Raises:
         ServerError: a server did not start.
-        MeasuringError: a request failed, or a server leaked.
+        MeasuringError: a request failed, a server leaked, or it cannot play the load.
     """
     chat_runs.cancel_on_signals()
     for group in [plan.launches] if plan.together else [[launch] for launch in plan.launches]:
@@ -59,7 +63,7 @@ async def measure(plan: Plan, measured: Measured, console: Console) -> None:
                 log = plan.logs / f"steady-{launch.name}.log"
                 servers.append(await stack.enter_async_context(Server(launch, log, plan.timeout_s)))
                 console.print(f"{launch.name}: ready after {servers[-1].start_s:.1f} s", highlight=False)
-            for number in range(plan.steady.passes):
+            for number in range(plan.passes):
                 for server in servers:
                     figures = await one_pass(server, plan, number)
                     measured.passes.append({"side": server.launch.name, "pass": number} | figures)
@@ -87,9 +91,9 @@ async def one_pass(server: Server, plan: Plan, number: int) -> dict[str, Any]:
     """Play a pass on a server that has whatever the passes before left in it."""
     before = await vtensor_state(server)
     async with Client(server.url, plan.timeout_s) as client:
-        played = await play(client, plan.steady, plan.vocabulary, number)
+        played = await plan.play(server, client, number)
     after = await vtensor_state(server)
-    figures = {"seconds": played.seconds} | asdict(summarize(played))
+    figures = {"seconds": played.seconds} | asdict(summarize(played)) | at_work(played)
     figures["errors"] = sorted({it.error for it in played.requests if it.error is not None})
     if before is None or after is None:
         return figures
@@ -109,6 +113,20 @@ async def vtensor_state(server: Server) -> dict[str, Any] | None:
     info = await server.info() or {}
     found = (info.get("internal_states") or [{}])[0].get("vtensor")
     return None if found is None or "driver_calls" not in found["counters"] else dict(found)
+
+
+def at_work(played: Played) -> dict[str, float | int]:
+    """How loaded a server was by the requests that it answered: how many it had on average and at the most, and of
+    these on average those without a first token yet, which waited or whose prompts were computed."""
+    answered = answered_requests(played)
+    spans = [(it.start_s, it.start_s + it.answer.latency_ms / 1e3) for it in answered]
+    changes = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    seconds = played.seconds or 1.0
+    return {
+        "at_server_mean": sum(end - start for start, end in spans) / seconds,
+        "at_server_most": max(accumulate(change for _, change in changes), default=0),
+        "before_first_token_mean": sum(it.answer.ttft_ms for it in answered) / 1e3 / seconds,
+    }
 
 
 async def play(client: Client, steady: Steady, vocabulary: int, number: int) -> Played:
@@ -170,3 +188,20 @@ def drivers(passes: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "counters": counters,
         "causes": {cause: sum(it["causes"][cause] for it in passes) for cause in passes[0]["causes"]},
     }
+
+
+def sides(launches: Sequence[Launch]) -> list[dict[str, Any]]:
+    """What was started, without the folders that it lies in."""
+    return [
+        {"name": it.name, "command": [short(word) for word in it.command], "environment": it.environment}
+        for it in launches
+    ]
+
+
+def show_drivers(console: Console, found: dict[str, Any]) -> None:
+    """By side, what `drivers` returned."""
+    for name, it in found.items():
+        table = Table(f"{name}, all passes measured", "")
+        for key, value in (it["causes"] | it["counters"]).items():
+            table.add_row(key, f"{value:,}")
+        console.print(table)

@@ -12,7 +12,7 @@ from serve_run import INSTALLED_ALONE
 from vt_sglang import machine
 from vt_sglang.chat import launch, toy_model
 from vt_sglang.chat.launch import Launch, ServerOptions
-from vt_sglang.chat.run import LEAST_RUNNING_REQUESTS, TOY_MODEL
+from vt_sglang.chat.run import CPU_TOTAL_TOKENS, LEAST_RUNNING_REQUESTS, TOY_MODEL
 from vt_sglang.chat.script import RESERVED_TOKENS
 from vt_sglang.chat.sides import split_side, split_words
 
@@ -20,10 +20,11 @@ VTENSOR = "vtensor=--radix-cache-backend vtensor"
 STOCK = {"cuda": "stock-fa3=--attention-backend fa3", "cpu": "stock-torch=--attention-backend torch_native"}
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    """Which servers, and what they get."""
+def add(parser: argparse.ArgumentParser, *, needed: bool = False) -> None:
+    """Which servers, and what they get. needed: the case is none without them."""
     group = parser.add_argument_group("servers")
-    group.add_argument("--no-server", action="store_true", help="the core alone")
+    if not needed:
+        group.add_argument("--no-server", action="store_true", help="the core alone")
     group.add_argument("--no-core", action="store_true", help="servers alone")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     group.add_argument("--side", action="append", metavar="NAME=ARGUMENTS", help="SGLang's launch arguments")
@@ -40,13 +41,13 @@ def ensure_model(given: argparse.Namespace) -> None:
 
 
 def launches(
-    given: argparse.Namespace, *, longest_tokens: int, total_tokens: int, requests: int, stock: bool
+    given: argparse.Namespace, *, longest_tokens: int, total_tokens: int | None, requests: int, stock: bool
 ) -> Sequence[Launch]:
     """What to start; the folder for logs is made.
 
     Args:
         longest_tokens: of a sequence.
-        total_tokens: that the KV cache holds.
+        total_tokens: that the KV cache holds; None: as many as SGLang finds memory for, fewer on a CPU.
         requests: at one time.
         stock: whether stock SGLang is a side where none is given.
 
@@ -63,6 +64,8 @@ def launches(
     sides = dict(split_side("--side", text) for text in texts)
     if len(sides) < len(texts):
         raise ValueError("--side: the same name twice")
+    if total_tokens is None and device == "cpu":
+        total_tokens = CPU_TOTAL_TOKENS
     options = ServerOptions(
         model_path=str(given.model),
         device=device,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import serve_compare
+import steady_served_table
 
 PAGE_ROWS = {
     "pages created": "pages_created",
@@ -27,6 +28,8 @@ def make(result: dict[str, Any], markdown: Markdown) -> str:
         parts = _cold(found, markdown)
     elif result["case"] == "trace":
         return _trace(found, markdown)
+    elif result["case"] == "served-trace":
+        parts = _served_trace(found, markdown)
     else:
         parts = [*(_servers(found, markdown) if "rows" in found else []), *_core(found.get("core"), markdown)]
     return "\n".join([*parts, *_targets(found["targets"], markdown)])
@@ -147,6 +150,11 @@ def _trace(found: dict[str, Any], markdown: Markdown) -> str:
     ]
     header = ["tokens", "hit rate", "of an LRU of tokens", "driver calls per 1,000 tokens", "pages moved"]
     return f"{found['requests']:,} requests, {found['clients']} at a time.\n\n{markdown(header, rows)}"
+
+
+def _served_trace(found: dict[str, Any], markdown: Markdown) -> list[str]:
+    core = [f"{steady_served_table.core(found['core'])}\n"] if "core" in found else []
+    return [f"{steady_served_table.load(found)}\n", markdown(*steady_served_table.servers(found)), *core]
 
 
 def _targets(targets: dict[str, Any], markdown: Markdown) -> list[str]:

@@ -19,7 +19,7 @@ import steady_options as options
 from rich.console import Console
 from rich.table import Table
 from steady_causes import Ledger
-from steady_engine import Engine
+from steady_engine import Engine, Pace
 from steady_load import Turn
 
 from vt_sglang.layout import Geometry
@@ -67,15 +67,13 @@ def run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
     Raises:
         ValueError (TraceError, SizeError), OSError: it makes no sense, or there is no such trace.
     """
-    if given.passes > MOST_PASSES:
-        raise ValueError(f"--passes: at most {MOST_PASSES}")
+    refuse_passes(given.passes)
     works = work.prepare(trace.read(given.trace, texts.make(None)).requests, 1)
     token_bytes = given.token_bytes or sizes.model(str(given.model), given.kv_dtype).token_bytes
     driver, page_bytes = options.memory(given, token_bytes)
     geometry = Geometry(page_bytes, token_bytes)
     longest = max(it.prompt + output_tokens(it) for it in works)
     found = distances.measure(works)
-    prompts, outputs = sum(it.prompt for it in works), sum(map(output_tokens, works))
     slots = given.slots or 2 * given.clients
     if slots < given.clients:
         raise ValueError(f"--slots: {slots} are too few for {given.clients} clients")
@@ -86,29 +84,62 @@ def run(given: argparse.Namespace, console: Console) -> dict[str, Any]:
         if pages < geometry.pages_for(longest):
             raise ValueError(f"--capacity {text}: a request of the trace has {longest:,} tokens")
         shape = steady_core.Shape(driver, page_bytes, token_bytes, slots, longest, pages, options.moves(given, driver))
-        core = shape.make()
-        ledger = Ledger(core)
-        engine = Engine(core, options.pace(given), ledger)
-        calls = []
-        for number in range(given.passes):
-            ledger.begin()
-            start = time.perf_counter()
-            engine.play(Recorded(works, number), given.clients)
-            played = steady_core.figures(core, engine, ledger, (prompts, outputs), time.perf_counter() - start)
-            calls.append(played["driver_calls_per_1000_tokens"])
-        tokens = geometry.tokens_in(pages)
-        rates = {"hit_rate": played["cached_tokens"] / prompts, "ideal_hit_rate": found.within(tokens) / prompts}
-        capacities.append({"tokens": tokens, "pages": pages, "driver_calls_by_pass": calls} | rates | played)
+        capacities.append(replay(shape, works, found, options.pace(given), given.clients, given.passes))
     show(console, capacities)
-    targets = {
-        f"cached share at {it['tokens']:,} tokens, from the ideal one": {
-            "measured": abs(it["hit_rate"] - it["ideal_hit_rate"]),
-            "most": WITHIN,
-            "reached": abs(it["hit_rate"] - it["ideal_hit_rate"]) <= WITHIN,
-        }
-        for it in capacities
-    }
+    targets = {f"cached share at {it['tokens']:,} tokens, from the ideal one": target(it) for it in capacities}
     return {"clients": given.clients, "requests": len(works), "capacities": capacities, "targets": targets}
+
+
+def refuse_passes(passes: int) -> None:
+    """ValueError: more than have ids of their own."""
+    if passes > MOST_PASSES:
+        raise ValueError(f"--passes: at most {MOST_PASSES}")
+
+
+def replay(
+    shape: steady_core.Shape,
+    works: Sequence[work.Work],
+    found: distances.Distances,
+    pace: Pace,
+    clients: int,
+    passes: int,
+) -> dict[str, Any]:
+    """Figures of the last of so many passes on the core, beside the ideal ones.
+
+    Args:
+        found: distances of the same requests.
+        clients: requests at work at a time.
+    """
+    core = shape.make()
+    ledger = Ledger(core)
+    engine = Engine(core, pace, ledger)
+    tokens = sum(it.prompt for it in works), sum(map(output_tokens, works))
+    calls = []
+    for number in range(passes):
+        ledger.begin()
+        start = time.perf_counter()
+        engine.play(Recorded(works, number), clients)
+        played = steady_core.figures(core, engine, ledger, tokens, time.perf_counter() - start)
+        calls.append(played["driver_calls_per_1000_tokens"])
+    capacity = Geometry(shape.page_bytes, shape.token_bytes).tokens_in(shape.budget_pages)
+    rates = beside_ideal(played["cached_tokens"] / tokens[0], found, capacity, tokens[0])
+    return {"tokens": capacity, "pages": shape.budget_pages, "driver_calls_by_pass": calls} | rates | played
+
+
+def beside_ideal(rate: float, found: distances.Distances, capacity: int, prompts: int) -> dict[str, float | None]:
+    """A cached share of prompt tokens, and that of the ideal cache of as many tokens.
+
+    Args:
+        prompts: tokens of all prompts.
+    """
+    ideal = found.within(capacity) / prompts
+    return {"hit_rate": rate, "ideal_hit_rate": ideal, "of_ideal": rate / ideal if ideal else None}
+
+
+def target(it: dict[str, Any]) -> dict[str, Any]:
+    """How far the cached share may be from the ideal one."""
+    distance = abs(it["hit_rate"] - it["ideal_hit_rate"])
+    return {"measured": distance, "most": WITHIN, "reached": distance <= WITHIN}
 
 
 def show(console: Console, capacities: Sequence[dict[str, Any]]) -> None:
@@ -121,7 +152,7 @@ def show(console: Console, capacities: Sequence[dict[str, Any]]) -> None:
             f"{it['tokens']:,}",
             f"{it['hit_rate']:.2%}",
             f"{it['ideal_hit_rate']:.2%}",
-            f"{it['hit_rate'] / it['ideal_hit_rate']:.1%}" if it["ideal_hit_rate"] else "-",
+            "-" if it["of_ideal"] is None else f"{it['of_ideal']:.1%}",
             ", ".join(f"{calls:.3f}" for calls in it["driver_calls_by_pass"]),
             f"{it['pages_moved_per_1000_tokens']:.2f}",
             f"{it['microseconds']['bind, any']['p99']:,.1f}",

@@ -43,6 +43,7 @@ LONG = (
     "core/test_cuda_stateful.py",
     "adapter/test_elastic.py",
     "bench/test_steady_servers.py",
+    "bench/test_steady_served_trace.py",
     "kernels/test_shared_decode.py",
     "kernels/test_prefill.py",
     "kernels/test_decode.py",

@@ -48,6 +48,7 @@ def test_a_changed_figure_is_found(tmp_path: Path) -> None:
     for name in (
         "bench/tables.py",
         "bench/serve_compare.py",
+        "bench/steady_served_table.py",
         "bench/steady_table.py",
         "docs/performance.md",
         *map(str, (ROOT / "bench/results").rglob("*.json")),
@@ -106,6 +107,58 @@ def test_decode_with_flash_attention_over_virtual_tensors(monkeypatch: pytest.Mo
     assert header.split(" | ")[2:5] == ["FA3 page 64", "FA3 contiguous", "Triton"]
     assert line == "| 1 x 8 | 60.0 | 50.0 | 44.0 | 40.0 | 1.500 | 1.250 | 30.0 | 75% |"
     assert mean == "| mean |  |  |  |  | 1.500 | 1.250 |  |  |"
+
+
+def test_a_trace_on_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    tables = importlib.import_module("tables")
+    stock = {"total_tokens": 400_000, "hit_rate": 0.3, "ideal_hit_rate": 0.31, "of_ideal": 0.3 / 0.31, "seconds": 200.0}
+    stock |= {"at_server_mean": 20.5, "at_server_most": 61, "before_first_token_mean": 12.25, "late_p99_ms": 1.5}
+    stock |= {"prompt_tokens": 5_000_000, "cached_tokens": 1_500_000, "output_tokens_per_s": 1200.0}
+    stock |= {"ttft_p50_ms": 900.0, "ttft_p99_ms": 4000.0, "inter_token_p50_ms": 30.0}
+    driver = {"driver_calls_per_1000_tokens": 0.5, "pages_moved_per_1000_tokens": 7.0, "share": 0.001}
+    core = {"cache": {"driver": "cuda", "page_bytes": 2**21}, "pages": 25_000, "clients": 20, "hit_rate": 0.305}
+    core |= {"ideal_hit_rate": 0.31} | driver
+    trace = {"name": "t.jsonl", "requests": 686, "skipped": 2, "prompt_tokens": 5_000_000, "output_tokens": 240_000}
+    results = {"trace": trace | {"seconds": 3600.0}, "clients": None, "speed": 20.0, "count_of_passes": 2, "core": core}
+    results |= {
+        "servers": {"stock": stock, "vtensor": stock | {"total_tokens": 399_984}},
+        "drivers": {"vtensor": driver},
+    }
+    results["targets"] = {"vtensor: cached share": {"measured": 0.01, "most": 0.02, "reached": True}}
+    result = {"case": "served-trace", "results": results, "versions": {"python": "3.12"}, "machine": {"gpus": ["H100"]}}
+    result |= {"command_line": "python bench/steady.py served-trace t.jsonl", "date": "2026-11-26T00:00:00"}
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/steady-trace.json").write_text(json.dumps(result))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = tables._table("steady-trace").splitlines()
+    assert lines[:2] == [
+        "<!-- steady-trace -->",
+        "`python bench/steady.py served-trace t.jsonl`, 2026-11-26, H100; python 3.12.",
+    ]
+    assert lines[3] == (
+        "t.jsonl: 686 requests (2 longer ones left out) with 5,000,000 prompt tokens and 240,000 of answers, sent at "
+        "its times, 3,600 s, divided by 20; the last of 2 passes, each with other ids; servers one after the other."
+    )
+    assert lines[5:9] == [
+        "|  | stock | vtensor |",
+        "| --- | --- | --- |",
+        "| memory, tokens | 400,000 | 399,984 |",
+        "| cached, of prompt tokens | 30.00% | 30.00% |",
+    ]
+    assert "| cached, of the LRU's | 96.8% | 96.8% |" in lines
+    assert "| requests at the server, mean / most | 20.5 / 61 | 20.5 / 61 |" in lines
+    assert "| prompt tokens computed/s | 17,500 | 17,500 |" in lines
+    assert "| driver calls per 1,000 tokens | - | 0.5000 |" in lines
+    (told,) = [line for line in lines if line.startswith("On the core")]
+    assert "(cuda driver, 25,000 pages of 2 MiB, 20 at a time): 30.50% cached" in told
+    assert lines[-2:] == ["| vtensor: cached share | 0.01 | 0.02 | yes |", "<!-- end -->"]
+    results |= {"clients": 16, "speed": None, "count_of_passes": 1}
+    del results["core"]
+    (tmp_path / "more/steady-trace.json").write_text(json.dumps(result))
+    text = tables._table("steady-trace")
+    assert "of answers, in its order, 16 at a time; servers" in text
+    assert "On the core" not in text
 
 
 def test_results_name_their_command_and_no_path_of_a_machine() -> None:
