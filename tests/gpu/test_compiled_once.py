@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from vt_sglang.triton_kernels import decode, decode_plan, prefill
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
