@@ -11,6 +11,8 @@ from core_harness import Request, ids, run
 from vt_sglang._core import KVCache
 
 TOKEN = 1024  # bytes: four tokens a page
+SYSTEM = "sssstttteeeemmmm"
+"""A prefix of four pages."""
 DEADLINE_S = 20  # less than fake_cuda.c holds a call
 LONG_ENOUGH_S = 0.05
 """For a thread that does not wait to come to its end."""
@@ -44,6 +46,29 @@ def started(cache: KVCache, namespace: str | None = None) -> Request:
         request.append(ids(letter))
     cache.finish_ahead()
     return request
+
+
+def pair(cache: KVCache, *, apart: bool = False) -> list[Request]:
+    """Two live requests that begin with SYSTEM, the first of them recorded. Once the second is, the prefix branches.
+
+    Args:
+        apart: the second does not find the prefix, as both compute it at the same time, each in pages of its own.
+    """
+    first = Request(cache, ids(SYSTEM + "a"))
+    if not apart:
+        first.record()
+    second = Request(cache, ids(SYSTEM + "b"))
+    if apart:
+        first.record()
+    assert (first.matched, second.matched) == (0, 0 if apart else len(SYSTEM))
+    return [first, second]
+
+
+def shared(cache: KVCache, *, apart: bool = False) -> list[Request]:
+    """A pair whose prefix branches, since both are recorded."""
+    requests = pair(cache, apart=apart)
+    requests[1].record()
+    return requests
 
 
 def until(condition: Callable[[], bool]) -> None:

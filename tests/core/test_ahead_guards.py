@@ -1,19 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the padding page was mapped so that a kernel could read behind a prompt, growth finds a page of its own too."""
 
-import time
-
 import pytest
+from core_ahead import make, until
 from core_fake_cuda import OUT_OF_MEMORY, FakeCuda
 from core_harness import Memory, Request, counter_changes, ids, ints
 
 from vt_sglang._core import KVCache
 
 GUARD = 10  # tokens; four are a page
-
-
-def make(fake_cuda: FakeCuda) -> KVCache:
-    return fake_cuda.cache(1024, slots=6, slot_tokens=64, budget_pages=40, move_pages=True, map_ahead=True)
 
 
 def prefilled(cache: KVCache, text: str) -> Request:
@@ -79,10 +74,7 @@ def test_a_forward_that_reads_guards_keeps_them(fake_cuda: FakeCuda) -> None:
     cache.create_ahead(8)  # to create a page is a call, and would wait for the one that is held
     fake_cuda.hold("cuMemUnmap")
     cache.grow(ints(other.slot), ints(4))  # the thread stands in this one's call
-    end = time.monotonic() + 10
-    while not fake_cuda.waiting():
-        assert time.monotonic() < end, "nothing is mapped ahead"
-        time.sleep(0.001)
+    until(fake_cuda.waiting)
     cache.grow(ints(request.slot), ints(3))  # and this one's waits
     forward = cache.begin_forward(ints(request.slot), reads_guards=True)
     fake_cuda.hold(None)

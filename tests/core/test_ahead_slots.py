@@ -1,38 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slots in which a prefix that several requests share is mapped before the next one comes."""
 
-from core_ahead import make, until
+from core_ahead import SYSTEM, make, pair, shared, until
 from core_fake_cuda import FakeCuda
 from core_harness import Request, counter_changes, ids, run
-
-from vt_sglang._core import KVCache
-
-SYSTEM = "sssstttteeeemmmm"  # four pages
-
-
-def shared(cache: KVCache) -> list[Request]:
-    """Two live requests that share the prefix, and have recorded it: from there on it branches."""
-    requests = []
-    for letter in "ab":
-        requests.append(Request(cache, ids(SYSTEM + letter)))
-        requests[-1].record()
-    return requests
 
 
 def test_a_prefix_that_branches_is_mapped_in_a_spare_slot(fake_cuda: FakeCuda) -> None:
     """Two live requests share it; the third finds it mapped where nothing was."""
     cache = make(fake_cuda)
-    system = "sssstttteeeemmmm"  # four pages
-    first = Request(cache, ids(system + "a"))
-    first.record()
-    second = Request(cache, ids(system + "b"))
-    second.record()  # from here on it branches
+    requests = shared(cache)
     cache.finish_ahead()
     before = cache.counters()
-    third = Request(cache, ids(system + "c"))
+    requests.append(Request(cache, ids(SYSTEM + "c")))
     changes = counter_changes(cache, before)
     assert changes["tokens_adopted"] == changes["tokens_matched"] == 16
-    for it in first, second, third:
+    for it in requests:
         it.verify()
         it.abort()
     cache.check()
@@ -40,17 +23,14 @@ def test_a_prefix_that_branches_is_mapped_in_a_spare_slot(fake_cuda: FakeCuda) -
 
 def test_a_prepared_slot_can_be_had_before_it_is_ready(fake_cuda: FakeCuda) -> None:
     cache = make(fake_cuda)
-    system = "sssstttteeeemmmm"
-    first = Request(cache, ids(system + "a"))
-    first.record()
-    second = Request(cache, ids(system + "b"))
+    requests = pair(cache)
     cache.finish_ahead()
     fake_cuda.hold("cuMemMap")
-    second.record()
+    requests[1].record()
     until(fake_cuda.waiting)
     fake_cuda.hold(None)
-    third = Request(cache, ids(system + "c"))
-    for it in first, second, third:
+    requests.append(Request(cache, ids(SYSTEM + "c")))
+    for it in requests:
         it.verify()
         it.abort()
     cache.finish_ahead()
@@ -61,8 +41,7 @@ def test_a_prepared_slot_pins_nothing(fake_cuda: FakeCuda) -> None:
     """Its path can be evicted, before it is mapped or after that, and its pages given back."""
     for held in (True, False):
         cache = make(fake_cuda)
-        requests = [Request(cache, ids(SYSTEM + letter)) for letter in "ab"]
-        requests[0].record()
+        requests = pair(cache, apart=True)
         cache.finish_ahead()
         fake_cuda.hold("cuMemMap" if held else None)
         requests[1].record()

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared slots, once about as many pages are mapped as there are."""
 
+from core_ahead import SYSTEM, make, shared
 from core_fake_cuda import FakeCuda
 from core_harness import Memory, Request, ids
 
 from vt_sglang._core import KVCache
 
-SYSTEM = "sssstttteeeemmmm"  # four pages of four tokens
-
-
-def make(fake_cuda: FakeCuda, **options: int) -> KVCache:
-    sizes = {"slots": 6, "slot_tokens": 64, "budget_pages": 24} | options
-    return fake_cuda.cache(1024, **sizes, move_pages=True, map_ahead=True)
+BUDGET = 24  # pages
 
 
 def branched(cache: KVCache) -> list[Request]:
     """Two live requests of one prefix, for which a third slot is then prepared."""
-    live = [Request(cache, ids(SYSTEM + text)) for text in "ab"]
-    for it in live:
-        it.record()
+    live = shared(cache, apart=True)
     cache.finish_ahead()
     mapping = {slot for slot, _ in Memory(cache).mapped_pages()} - {0}
     assert len(mapping - {it.slot for it in live}) == 1, "a slot is prepared"
@@ -27,7 +21,7 @@ def branched(cache: KVCache) -> list[Request]:
 
 def test_another_slot_of_the_prefix_comes_before_it(fake_cuda: FakeCuda) -> None:
     """Else ever more slots would map the same pages for sequences of theirs."""
-    cache = make(fake_cuda)
+    cache = make(fake_cuda, budget_pages=BUDGET)
     live = branched(cache)
     for it in live:
         it.append(ids("x" * 15))
@@ -41,7 +35,7 @@ def test_another_slot_of_the_prefix_comes_before_it(fake_cuda: FakeCuda) -> None
 
 
 def test_it_serves_when_all_others_are_in_use(fake_cuda: FakeCuda) -> None:
-    cache = make(fake_cuda)
+    cache = make(fake_cuda, budget_pages=BUDGET)
     live = branched(cache)
     for it in live:
         it.append(ids("x" * 15))
@@ -56,7 +50,7 @@ def test_it_serves_when_all_others_are_in_use(fake_cuda: FakeCuda) -> None:
 
 def test_its_mappings_are_given_up_like_others(fake_cuda: FakeCuda) -> None:
     """Where the kernel can keep no more of them."""
-    cache = make(fake_cuda, mapping_limit=40)
+    cache = make(fake_cuda, budget_pages=BUDGET, mapping_limit=40)
     live = branched(cache)
     for it in live:
         it.append(ids("x" * 15))
