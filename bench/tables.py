@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -55,31 +56,33 @@ def _tree(result: dict[str, Any]) -> str:
 
 
 def _decode(result: dict[str, Any]) -> str:
-    """Results from before FlashAttention-3 was measured over virtual tensors lack that column."""
+    """Results from before FlashAttention-3 was measured over virtual tensors lack that column, and older ones what
+    being ready to share costs."""
     names = {
         "fa3_page1": "FA3 page 1",
         "fa3_page64": "FA3 page 64",
         "fa3_contiguous": "FA3 contiguous",
         "triton": "Triton",
+        "ready": "ready to share",
     }
     sides = _measured(result, names)
+    # "The better" is that of the two on pages.
+    ratios = {"over page 1": lambda row: row["fa3_page1_us"] / row["triton_us"], "over the better": itemgetter("ratio")}
+    if "ready" in sides:
+        ratios["ready, over the better"] = itemgetter("ready_ratio")
     rows = [
         [
             row["shape"],
             *(f"{row[f'{side}_us']:,.1f}" for side in sides),
-            f"{row['fa3_page1_us'] / row['triton_us']:.3f}",
-            f"{row['ratio']:.3f}",
+            *(f"{ratio(row):.3f}" for ratio in ratios.values()),
             f"{row['floor_us']:,.1f}",
             f"{row['floor_us'] / row['triton_us']:.0%}",
         ]
         for row in result["results"]
     ]
-    # "The better" is that of the two on pages.
-    header = ["batch x tokens, us", *(names[it] for it in sides), "over page 1", "over the better", "floor"]
-    over_page1 = fmean(row["fa3_page1_us"] / row["triton_us"] for row in result["results"])
-    over_better = fmean(row["ratio"] for row in result["results"])
-    mean = ["mean", *[""] * len(sides), f"{over_page1:.3f}", f"{over_better:.3f}", "", ""]
-    return _markdown([*header, "of the floor"], [*rows, mean])
+    means = [f"{fmean(map(ratio, result['results'])):.3f}" for ratio in ratios.values()]
+    header = ["batch x tokens, us", *(names[it] for it in sides), *ratios, "floor", "of the floor"]
+    return _markdown(header, [*rows, ["mean", *[""] * len(sides), *means, "", ""]])
 
 
 def _measured(result: dict[str, Any], sides: Iterable[str]) -> list[str]:
