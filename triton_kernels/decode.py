@@ -305,7 +305,7 @@ def decode_attention(
     heads, head_dim = q.shape[1:]
     kv_heads, v_head_dim = v.shape[2:]
     group = heads // kv_heads
-    config, shared = plan.config, plan.shared
+    config, shared = plan.config, plan.shared_by(q.shape[0])
     k_rows = v_rows = None
     # A tile is a block of whole powers of two.
     if all(it.shape[3] == triton.next_power_of_2(it.shape[3]) and in_rows(it) for it in (k, v)):

@@ -291,6 +291,10 @@ class DecodePlan:
         self.partial = torch.empty((*places, v_head_dim), dtype=torch.float32, device=device)
         self.partial_lse = torch.empty(places, dtype=torch.float32, device=device)
 
+    def shared_by(self, batch: int) -> SharedTasks | None:
+        """What a batch of so many requests may read together: nothing where there is one."""
+        return self.shared if batch > 1 else None
+
     def update(self, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Cut the work anew.
 
@@ -304,7 +308,7 @@ class DecodePlan:
         batch = lengths.shape[0]
         if batch > self.ranks.shape[0]:
             raise ValueError(f"{batch} requests in a plan made for {self.ranks.shape[0]}")
-        shared = self.shared
+        shared = self.shared_by(batch)
         plan_kernel[(self.workers,)](
             slots,
             lengths,

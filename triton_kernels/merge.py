@@ -97,7 +97,10 @@ def merge_parts(plan: DecodePlan, out: torch.Tensor, sinks: torch.Tensor | None)
     """
     batch, heads, v_head_dim = out.shape
     # About as many as a request has: exactly is known on the device only.
-    parts = plan.workers // batch + 1 + (plan.shared.workers if plan.shared else 0)
+    parts = plan.workers // batch + 1
+    if (shared := plan.shared_by(batch)) is not None:
+        # Where all share, so many workers are left for each of the tasks that these make.
+        parts += min(shared.workers, triton.cdiv(shared.workers * shared.members, batch))
     group = plan.group if parts <= _MANY_PARTS else 1
     block_group, block_v_dim = triton.next_power_of_2(group), triton.next_power_of_2(v_head_dim)
     merge_kernel[(batch, heads // group)](
