@@ -19,7 +19,7 @@ from servers import generate, post, running, vtensor_state
 from vt_sglang._core import KVCache
 from vt_sglang.adapter.elastic import Elastic
 from vt_sglang.adapter.pages import pages_by_state
-from vt_sglang.adapter.state import set_internal_state
+from vt_sglang.adapter.state import check_when_idle, set_internal_state
 from vt_sglang.adapter.tree_cache import VTensorCache
 from vt_sglang.config import MEMORY_LIMIT
 
@@ -120,6 +120,55 @@ def test_idle_memory_goes_after_a_while() -> None:
     world.core.check()
 
 
+def test_above_a_limit_more_goes_at_once_where_nothing_runs() -> None:
+    """So that a server which looks for requests only now and then is soon below it."""
+    world = World()
+    world.cached("a", 90)
+    world.elastic.set_limit(PAGE)
+    assert world.elastic.idle()
+    assert world.created() == 1
+    assert not world.elastic.idle()
+
+
+class Told:
+    """In place of metrics: how often they were told that something changed."""
+
+    def __init__(self) -> None:
+        self.times = self.updates = 0
+
+    def changed(self) -> None:
+        self.times += 1
+
+    def idle(self) -> None:
+        self.updates += self.times > 0
+
+
+def test_metrics_follow_what_changes_without_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit, memory that goes back for it between steps or when nothing runs, and an idle server's trim."""
+    world, told = World(idle_trim_s=5.0), Told()
+    cache = object.__new__(VTensorCache)
+    cache.elastic, cache.metrics, cache.core = world.elastic, told, world.core
+    monkeypatch.setattr(VTensorCache, "check_idle", lambda _: None)
+    world.cached("a", 90)
+    scheduler = SimpleNamespace(tree_cache=cache)
+
+    def idle() -> int:
+        before = told.times
+        check_when_idle(lambda _: None, scheduler)
+        return told.times - before
+
+    assert idle() == 0
+    settings = SimpleNamespace(server_args={MEMORY_LIMIT: 20 * PAGE})
+    assert set_internal_state(lambda *_: None, scheduler, settings).updated
+    assert told.times == 1
+    assert (idle(), idle()) == (1, 0)
+    assert world.created() == 20
+    world.now_s = 6.0
+    assert (idle(), idle()) == (1, 0)
+    assert world.created() == 0
+    assert told.updates > 0
+
+
 def test_without_the_flag_idle_memory_stays() -> None:
     world = World()
     world.cached("a", 10)
@@ -131,7 +180,7 @@ def test_without_the_flag_idle_memory_stays() -> None:
 def test_settings_are_taken_or_passed_on(caplog: pytest.LogCaptureFixture) -> None:
     world = World()
     cache = object.__new__(VTensorCache)
-    cache.elastic = world.elastic
+    cache.elastic, cache.metrics = world.elastic, None
 
     def tell(tree_cache: Any, **settings: float) -> Any:
         scheduler, request = SimpleNamespace(tree_cache=tree_cache), SimpleNamespace(server_args=settings)

@@ -56,20 +56,30 @@ class Elastic:
         self._last_work_s = self._now_s()
         self._told = False
 
-    def step(self) -> None:
-        """Between two steps, whether or not there is work. Costs nothing where no more exists than may."""
-        self._core.shrink(_BUSY_CALLS)
+    def step(self) -> bool:
+        """Between two steps, whether or not there is work. Costs nothing where no more exists than may.
 
-    def idle(self) -> None:
-        """No request is left."""
+        Returns:
+            Whether memory went back.
+        """
+        return self._core.shrink(_BUSY_CALLS) > 0
+
+    def idle(self) -> bool:
+        """No request is left: what a limit asks for goes in larger slices, and in the end all.
+
+        Returns:
+            Whether anything was evicted, or memory went back.
+        """
+        given_back = self._core.shrink(_IDLE_CALLS)
         if not self._idle_trim_s or self._now_s() - self._last_work_s < self._idle_trim_s:
-            return
+            return given_back > 0
         usage = self._core.usage()
         if usage["created_pages"] <= 1:
-            return
+            return given_back > 0
         if usage["evictable_pages"]:
             self._core.evict(usage["evictable_pages"])
-        given_back = self._core.trim(0, most_calls=_IDLE_CALLS, settled=False)
+        given_back += self._core.trim(0, most_calls=_IDLE_CALLS, settled=False)
         if given_back and not self._told:
             self._told = True
             logger.info("Idle for %g s: the KV cache's memory goes back to the driver.", self._idle_trim_s)
+        return given_back > 0 or usage["evictable_pages"] > 0

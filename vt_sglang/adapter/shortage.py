@@ -26,7 +26,8 @@ def get_new_batch_prefill(original: Callable[..., Any], scheduler: Any, running_
     cache = scheduler.tree_cache
     if not isinstance(cache, VTensorCache):
         return original(scheduler, running_batch)
-    cache.elastic.step()
+    if cache.elastic.step() and cache.metrics is not None:
+        cache.metrics.changed()
     if running_batch.is_empty():
         running_batch.batch_is_full = False  # SGLang resets it only when a request of the batch ends
     cache.mixing = running_batch if scheduler.is_mixed_chunk and not running_batch.is_empty() else None

@@ -65,6 +65,8 @@ def set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: A
         if int(settings[MEMORY_LIMIT]) != settings[MEMORY_LIMIT]:
             raise ValueError(f"{MEMORY_LIMIT} is in whole bytes")
         cache.elastic.set_limit(int(settings[MEMORY_LIMIT]))
+        if cache.metrics is not None:
+            cache.metrics.changed()
     except (ValueError, OverflowError) as error:  # the latter of an infinite one
         logger.warning("The memory limit stays as it was: %s", error)
         return SetInternalStateReqOutput(updated=False)
@@ -75,8 +77,11 @@ def set_internal_state(original: Callable[..., Any], scheduler: Any, recv_req: A
 def check_when_idle(original: Callable[..., None], checker: Any) -> None:
     """AROUND `SchedulerInvariantChecker._check_tree_cache`, which SGLang calls when no request is left."""
     original(checker)
-    if isinstance(checker.tree_cache, VTensorCache):
-        checker.tree_cache.check_idle()
-        checker.tree_cache.elastic.idle()
-        if checker.tree_cache.metrics is not None:
-            checker.tree_cache.metrics.idle()
+    cache = checker.tree_cache
+    if isinstance(cache, VTensorCache):
+        cache.check_idle()
+        changed = cache.elastic.idle()
+        if cache.metrics is not None:
+            if changed:
+                cache.metrics.changed()
+            cache.metrics.idle()

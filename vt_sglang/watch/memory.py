@@ -78,7 +78,9 @@ def parse_limit(text: str, budget_bytes: int, page_bytes: int) -> int:
         try:
             limit = parse_bytes(text)
         except ValueError:
-            raise LimitError(f"{text!r} is no limit; write for example 12GiB, 40% or none") from None
+            raise LimitError(
+                f"{text!r} is no limit; write whole bytes, for example 12GiB or 12800MiB, or 40%, or none"
+            ) from None
     if not page_bytes <= limit <= budget_bytes:
         least, most = show_bytes(page_bytes), show_bytes(budget_bytes)
         raise LimitError(f"a limit of {text} cannot be: it has to be {least} (a page) to {most}")
