@@ -14,8 +14,8 @@ from rich.table import Table
 from sglang.kernels.ops.attention.extend_attention import extend_attention_fwd
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
 from vt_sglang.triton_kernels.prefill import PrefillConfig, PrefillPlan, prefill_attention
-from vt_sglang.triton_kernels.prefill_hopper import on_hopper, prefill_hopper_attention
-from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
+from vt_sglang.triton_kernels.prefill_hopper import prefill_hopper_attention
+from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan, on_hopper
 
 Run = Callable[[int], torch.Tensor]
 

@@ -24,12 +24,13 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import FLOATS, check_attention, check_scales, check_vector
 from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
 from .decode_tiles import attend, begin_work, load_tile
 from .merge import merge_parts
 from .numerics import LOG2E, fetch_ahead
 from .rows import in_rows, triton_rows
-from .shared_hopper import shared_hopper_attention
+from .shared_hopper import check_tasks, shared_hopper_attention
 from .shared_tasks import attend_shared
 from .tiles import first_visible
 
@@ -290,10 +291,10 @@ def decode_attention(
     is replayed with other slots and lengths.
 
     Args:
-        q: [batch, heads, head_dim].
-        k: [slots, slot_tokens, kv_heads, head_dim], any strides but 1 in the last dimension; of q's dtype or float8.
-        v: [slots, slot_tokens, kv_heads, v_head_dim], likewise.
-        out: [batch, heads, v_head_dim], written; 0 for requests of length 0.
+        q: [batch, heads, head_dim] bfloat16, float16 or float32, any strides but 1 in the last dimension.
+        k: [slots, slot_tokens, kv_heads, head_dim], likewise, of q's dtype or float8 e4m3.
+        v: [slots, slot_tokens, kv_heads, v_head_dim], likewise, of k's dtype.
+        out: [batch, heads, v_head_dim], likewise, of q's dtype, written; 0 for requests of length 0.
         slots: [batch] int32 or int64.
         lengths: [batch] int32 or int64, in tokens, the last one included.
         plan: made from the same slots and lengths.
@@ -301,18 +302,31 @@ def decode_attention(
         logit_cap: bound of the scores, by tanh; 0: none.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
         k_scale, v_scale: [1] float32: what stored keys and values are to be multiplied by.
+
+    Raises:
+        ValueError: an argument has another shape, dtype, layout or device than this or the plan's; or the kernel that
+            reads what is shared cannot do what is asked for.
+        TypeError: one is no tensor.
     """
-    heads, head_dim = q.shape[1:]
-    kv_heads, v_head_dim = v.shape[2:]
-    group = heads // kv_heads
-    config, shared = plan.config, plan.shared_by(q.shape[0])
+    kv_heads, group, head_dim, v_head_dim, _, device = plan.heads
+    strides = check_attention(q, k, v, out, slots, lengths, plan.heads, plan.batch, None)
+    q_stride, k_stride, v_stride, out_stride = strides
+    if sinks is not None:
+        check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
+    check_scales(k_scale, v_scale, device)
+    config, shared = plan.config, plan.shared_by(plan.batch)
     k_rows = v_rows = None
     # A tile is a block of whole powers of two.
-    if all(it.shape[3] == triton.next_power_of_2(it.shape[3]) and in_rows(it) for it in (k, v)):
+    whole = head_dim == triton.next_power_of_2(head_dim) and v_head_dim == triton.next_power_of_2(v_head_dim)
+    if whole and in_rows(k) and in_rows(v):
         k_rows, v_rows = triton_rows(k, config.tile), triton_rows(v, config.tile)
     # A kernel is set up while the one before it still runs (programmatic dependent launch).
     pdl = {"launch_pdl": True} if plan.dependent_launch else {}
     on_hopper = shared is not None and shared.hopper
+    if on_hopper:
+        if logit_cap or k_scale is not None or v_scale is not None:
+            raise ValueError("logit_cap should be 0, k_scale and v_scale None, where shared_hopper.py reads the tasks")
+        check_tasks(q, k, plan, rows=k_rows is not None)
     here = None if on_hopper else shared
     decode_kernel[(kv_heads, plan.workers + (here.workers if here else 0))](
         q,
@@ -340,12 +354,10 @@ def decode_attention(
         plan.workers,
         plan.own_places,
         k.shape[1],
-        q.stride(0),
-        q.stride(1),
-        *k.stride()[:3],
-        *v.stride()[:3],
-        out.stride(0),
-        out.stride(1),
+        *q_stride[:2],
+        *k_stride[:3],
+        *v_stride[:3],
+        *out_stride[:2],
         scaling,
         RUN_FIELDS=RUN_FIELDS,
         TASK_FIELDS=TASK_FIELDS,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import INDICES, Heads, at_least, check_vector
 from .tiles import first_visible, run_start, shared_bytes, worker_of, workers_used
 
 TASK_FIELDS = 8
@@ -209,7 +210,7 @@ class SharedTasks:
         device: torch.device | str,
         hopper: bool = False,
     ) -> None:
-        self.max_levels, self.max_places = max_levels, max_places
+        self.max_batch, self.max_levels, self.max_places = max_batch, max_levels, max_places
         self.members, self.workers, self.tile, self.hopper = members, workers, tile, hopper
         rows = max_batch * max_levels
         self.sizes = (HEADER, max_tasks * TASK_FIELDS, max_batch, max_batch, max_batch, rows, workers * 4)
@@ -239,7 +240,8 @@ class DecodePlan:
         shared: what requests read together, which the same calls read; not with a window.
 
     Raises:
-        ValueError: the tasks' tiles are not the decode kernel's, which is to read them.
+        ValueError: no kernel can take such heads; the tasks' tiles are not the decode kernel's, which is to read them;
+            or what is shared is for smaller batches, beside a window, or for Hopper elsewhere.
     """
 
     def __init__(
@@ -257,13 +259,29 @@ class DecodePlan:
         config: DecodeConfig | None = None,
         shared: SharedTasks | None = None,
     ) -> None:
+        self.heads = Heads.of(
+            kv_heads=kv_heads,
+            group=group,
+            head_dim=head_dim,
+            v_head_dim=v_head_dim,
+            itemsize=itemsize,
+            device=device,
+        )
+        at_least("max_batch", max_batch, 1)
+        at_least("multiprocessors", multiprocessors, 1)
+        if shared is not None and window >= 0:
+            raise ValueError(f"shared tasks read all tokens, and window is {window}: it should be negative")
+        if shared is not None and shared.max_batch < max_batch:
+            raise ValueError(f"shared is for batches of {shared.max_batch}, and should be for max_batch, {max_batch}")
         self.window, self.group = window, group
         self.shared = shared
+        self.batch = 0
+        """Requests of the batch that was cut last."""
+        capability = torch.cuda.get_device_capability(device) if torch.device(device).type == "cuda" else (0, 0)
+        if shared is not None and shared.hopper and capability[0] != 9:
+            raise ValueError(f"shared has tasks for Hopper, and should have none on {device}")
         # A kernel is set up while the one before it still runs, where the device can.
-        self.dependent_launch = torch.device(device).type == "cuda" and torch.cuda.get_device_capability(device) >= (
-            9,
-            0,
-        )
+        self.dependent_launch = capability >= (9, 0)
         together = shared is not None and not shared.hopper
         self.config = config or DecodeConfig.of(
             token_bytes(head_dim, v_head_dim, itemsize), shared_bytes(device), together=together
@@ -303,11 +321,16 @@ class DecodePlan:
             lengths: [batch] int32 or int64, each request's tokens, on the device; 0: nothing to do.
 
         Raises:
-            ValueError: the batch is larger than the plan was made for.
+            ValueError: the batch is larger than the plan was made for, or empty; or an argument has another shape,
+                dtype, layout or device.
+            TypeError: one is no tensor.
         """
+        check_vector("lengths", lengths, 1, INDICES, self.heads.device, more=True)
         batch = lengths.shape[0]
+        check_vector("slots", slots, batch, INDICES, self.heads.device)
         if batch > self.ranks.shape[0]:
             raise ValueError(f"{batch} requests in a plan made for {self.ranks.shape[0]}")
+        self.batch = batch
         shared = self.shared_by(batch)
         plan_kernel[(self.workers,)](
             slots,

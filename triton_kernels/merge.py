@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
+from .checks import FLOATS, check_vector, check_written
 from .decode_plan import DecodePlan
 from .numerics import LOG2E
 
@@ -92,10 +93,19 @@ def merge_parts(plan: DecodePlan, out: torch.Tensor, sinks: torch.Tensor | None)
 
     Args:
         plan: of this batch, its partial results computed.
-        out: [batch, heads, v_head_dim], written.
+        out: [batch, heads, v_head_dim], contiguous in the last dimension, written.
         sinks: [heads] or None.
+
+    Raises:
+        ValueError: out or sinks has another shape, dtype, layout or device than the plan's.
+        TypeError: one is no tensor.
     """
-    batch, heads, v_head_dim = out.shape
+    kv_heads, _, _, v_head_dim, _, device = plan.heads
+    heads = kv_heads * plan.group
+    check_written(out, (plan.batch, heads, v_head_dim), device)
+    if sinks is not None:
+        check_vector("sinks", sinks, heads, FLOATS, device)
+    batch = plan.batch
     # About as many as a request has: exactly is known on the device only.
     parts = plan.workers // batch + 1
     if (shared := plan.shared_by(batch)) is not None:

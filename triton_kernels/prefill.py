@@ -15,6 +15,17 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import (
+    FLOATS,
+    TMA_BYTES,
+    WORDS,
+    Heads,
+    at_least,
+    check_attention,
+    check_scales,
+    check_vector,
+    unaligned,
+)
 from .numerics import LOG2E, tanh
 from .tiles import shared_bytes
 
@@ -239,6 +250,9 @@ class PrefillPlan:
         itemsize: bytes of an element of K and V.
         device: where the batch is.
         config: in place of the measured choice.
+
+    Raises:
+        ValueError: no kernel can take such heads.
     """
 
     def __init__(
@@ -251,6 +265,11 @@ class PrefillPlan:
         device: torch.device | str,
         config: PrefillConfig | None = None,
     ) -> None:
+        self.heads = Heads.of(
+            kv_heads=None, group=group, head_dim=head_dim, v_head_dim=v_head_dim, itemsize=itemsize, device=device
+        )
+        self.batch = self.tokens = 0
+        """Requests of the batch that was dealt out last, and their new tokens or more."""
         token_bytes = (triton.next_power_of_2(head_dim) + triton.next_power_of_2(v_head_dim)) * itemsize
         self.config = config or PrefillConfig.of(token_bytes, shared_bytes(device))
         self._group = group
@@ -271,11 +290,20 @@ class PrefillPlan:
 
         Args:
             query_starts: [batch + 1] int32 on the device: where each request's new tokens begin, and their end.
-            tokens: new ones of all requests that are dealt out, or more.
+            tokens: new ones of all requests that are dealt out, or more, but no more than there are queries.
             among: [batch] int32: not 0 for those that are dealt out. None: all are.
             requests: how many these are, or more. None: all.
+
+        Raises:
+            ValueError: an argument has another shape, dtype, layout or device, or there is no request.
+            TypeError: one is no tensor.
         """
+        check_vector("query_starts", query_starts, 2, WORDS, self.heads.device, more=True)
         batch = query_starts.shape[0] - 1
+        if among is not None:
+            check_vector("among", among, batch, WORDS, self.heads.device)
+        at_least("tokens", tokens, 0)
+        self.batch, self.tokens = batch, tokens
         rows = self.config.rows
         # The most tiles that so many tokens can make; those which this batch does not need return at once.
         self.tiles = tokens * self._group // rows + (batch if requests is None else requests)
@@ -316,11 +344,12 @@ def prefill_attention(
     No value on the device is read by the host.
 
     Args:
-        q: [tokens, heads, head_dim], the requests' new tokens one after the other.
+        q: [tokens, heads, head_dim] bfloat16, float16 or float32, the requests' new tokens one after the other; any
+            strides but 1 in the last dimension.
         k: [slots, slot_tokens, kv_heads, head_dim], any strides of whole 16 bytes but 1 in the last dimension; of q's
-            dtype or float8.
-        v: [slots, slot_tokens, kv_heads, v_head_dim], likewise.
-        out: [tokens, heads, v_head_dim], written.
+            dtype or float8 e4m3.
+        v: [slots, slot_tokens, kv_heads, v_head_dim], likewise, of k's dtype.
+        out: [tokens, heads, v_head_dim] of q's dtype, any strides but 1 in the last dimension, written.
         slots: [batch] int32 or int64.
         lengths: [batch] int32 or int64, each request's tokens, prefix and new.
         query_starts: [batch + 1] int32: where each request's new tokens begin in q, and their end.
@@ -330,9 +359,22 @@ def prefill_attention(
         window: tokens that a query sees before its own; negative: all.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
         k_scale, v_scale: [1] float32: what stored keys and values are to be multiplied by.
+
+    Raises:
+        ValueError: an argument has another shape, dtype, layout or device than this or the plan's.
+        TypeError: one is no tensor.
     """
-    heads, head_dim = q.shape[1:]
-    kv_heads, v_head_dim = v.shape[2:]
+    _, group, head_dim, v_head_dim, itemsize, device = plan.heads
+    strides = check_attention(q, k, v, out, slots, lengths, plan.heads, plan.batch, plan.tokens)
+    q_stride, k_stride, v_stride, out_stride = strides
+    kv_heads = k.shape[2]
+    steps = k_stride[0] | k_stride[1] | k_stride[2] | v_stride[0] | v_stride[1] | v_stride[2]
+    if (steps * itemsize | k.data_ptr() | v.data_ptr()) % TMA_BYTES:
+        raise unaligned(k=k, v=v)
+    check_vector("query_starts", query_starts, plan.batch + 1, WORDS, device)
+    if sinks is not None:
+        check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
+    check_scales(k_scale, v_scale, device)
     config = plan.config
     if q.is_cuda:
         triton.set_allocator(_scratch)
@@ -349,14 +391,12 @@ def prefill_attention(
         sinks,
         k_scale,
         v_scale,
-        q.stride(0),
-        q.stride(1),
-        *k.stride()[:3],
-        *v.stride()[:3],
-        out.stride(0),
-        out.stride(1),
+        *q_stride[:2],
+        *k_stride[:3],
+        *v_stride[:3],
+        *out_stride[:2],
         scaling,
-        GROUP=heads // kv_heads,
+        GROUP=group,
         HEAD_DIM=head_dim,
         V_HEAD_DIM=v_head_dim,
         LOGIT_CAP=logit_cap,

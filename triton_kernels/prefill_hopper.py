@@ -25,6 +25,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .checks import (
+    CONTIGUOUS,
+    FLOATS,
+    LAST_CONTIGUOUS,
+    TMA_BYTES,
+    check_attention,
+    check_vector,
+    refused,
+    unaligned,
+)
 from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
 from .prefill_hopper_plan import FIELDS, ROWS, TILE, HopperPlan
@@ -354,12 +364,6 @@ def prefill_hopper_kernel(
     )  # fmt: skip
 
 
-def on_hopper(device: torch.device | str) -> bool:
-    """Whether a device has what the kernel is made of."""
-    device = torch.device(device)
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
-
-
 def takes(*, head_dim: int, v_head_dim: int, dtype: torch.dtype, window: int = -1, logit_cap: float = 0.0) -> bool:
     """Whether the kernel computes such layers: heads of 64 or 128 elements in half precision, all tokens seen (a
     negative window) and no bound on the scores (0). The queries have to be of K's and V's dtype."""
@@ -394,7 +398,13 @@ def prefill_hopper_attention(
         plan: made from this batch.
         scaling: factor of q . k.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
+
+    Raises:
+        ValueError: an argument has another shape, dtype, layout or device than this or the plan's; or there is no such
+            GPU.
+        TypeError: one is no tensor.
     """
+    q_token_stride, q_head_stride, slot_tokens = _check(q, k, v, out, slots, lengths, plan, sinks)
     if plan.items == 0:
         return
     prefill_hopper_kernel[(min(plan.items, plan.processors),)](
@@ -410,9 +420,9 @@ def prefill_hopper_attention(
         lengths,
         sinks,
         plan.items,
-        k.shape[1],
-        q.stride(0),
-        q.stride(1),
+        slot_tokens,
+        q_token_stride,
+        q_head_stride,
         scaling,
         FIELDS=FIELDS,
         KV_HEADS=plan.kv_heads,
@@ -428,6 +438,46 @@ def prefill_hopper_attention(
     )
     if plan.merges:
         merge_prefill(plan, out, sinks)
+
+
+def _check(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    slots: torch.Tensor,
+    lengths: torch.Tensor,
+    plan: HopperPlan,
+    sinks: torch.Tensor | None,
+) -> tuple[int, int, int]:
+    """As `prefill_hopper_attention` says. Returns q's strides and a slot's tokens, which a launch is told."""
+    kv_heads, group, head_dim, _, itemsize, device = plan.heads
+    strides = check_attention(q, k, v, out, slots, lengths, plan.heads, plan.batch, plan.tokens)
+    # Elements are of two bytes, in the plan as in K: so K is in half precision, and q is in the same.
+    q_stride, k_stride, v_stride, _ = strides
+    slot_tokens = k.shape[1]
+    if head_dim not in _HEAD_DIMS:
+        raise refused("q", q, ("tokens", "heads", "64 or 128"), _DTYPES, device, LAST_CONTIGUOUS)
+    if (
+        k_stride[2] != head_dim
+        or v_stride[2] != head_dim
+        or k_stride[0] != slot_tokens * k_stride[1]
+        or v_stride[0] != slot_tokens * v_stride[1]
+    ):
+        raise ValueError(
+            f"k and v are {list(k.shape)} with strides {list(k_stride)} and {list(v_stride)}, and should be slots one "
+            "after the other and heads side by side"
+        )
+    steps = q_stride[0] | q_stride[1] | k_stride[1] | v_stride[1]
+    if (steps * itemsize | q.data_ptr() | k.data_ptr() | v.data_ptr()) % TMA_BYTES:
+        raise unaligned(q=q, k=k, v=v)
+    if not out.is_contiguous():
+        raise refused("out", out, out.shape, (q.dtype,), device, CONTIGUOUS)
+    if sinks is not None:
+        check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
+    if not plan.on_hopper:
+        raise ValueError(f"the plan is for {q.device}, and should be for a GPU of compute capability 9")
+    return q_stride[0], q_stride[1], slot_tokens
 
 
 def _query_rows(q: torch.Tensor, group: int) -> TensorDescriptor | None:

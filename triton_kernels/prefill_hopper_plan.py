@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .checks import Heads, at_least
+
 ROWS = 128
 """Query rows of an item."""
 
@@ -41,6 +43,12 @@ _ITEM, _PART, _MERGE, _MERGED_PART = 1.5, 0.7, 2.0, 0.015
 _WEIGHTS = 8  # classes of weight, between which heavier items come first
 
 _Numbers = npt.NDArray[np.int64]
+
+
+def on_hopper(device: torch.device | str) -> bool:
+    """Whether a device has what the kernel is made of."""
+    device = torch.device(device)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 class Dealt(NamedTuple):
@@ -146,13 +154,22 @@ class HopperPlan:
         head_dim: elements of a head.
         device: where the batch is.
         processors: programs that run at once, in place of the device's multiprocessors.
+
+    Raises:
+        ValueError: no kernel can take such heads.
     """
 
     def __init__(
         self, *, group: int, kv_heads: int, head_dim: int, device: torch.device | str, processors: int | None = None
     ) -> None:
+        self.heads = Heads.of(
+            kv_heads=kv_heads, group=group, head_dim=head_dim, v_head_dim=head_dim, itemsize=2, device=device
+        )
         self.group, self.kv_heads, self.head_dim = group, kv_heads, head_dim
+        self.batch = self.tokens = 0
+        """Requests of the batch that was dealt out last, and their new tokens."""
         self._device = torch.device(device)
+        self.on_hopper = on_hopper(device)
         self.processors = processors or torch.cuda.get_device_properties(self._device).multi_processor_count
         self.items = self.merges = 0
         self.short_requests = self.short_tokens = 0
@@ -169,8 +186,15 @@ class HopperPlan:
         Args:
             new: each request's new tokens.
             prefixes: each request's tokens before these.
+
+        Raises:
+            ValueError: there is no request, or they differ in number.
         """
+        at_least("the batch", len(new), 1)
+        if len(prefixes) != len(new):
+            raise ValueError(f"prefixes are of {len(prefixes)} requests, and should be of {len(new)}, as new")
         news = np.asarray(new, np.int64)
+        self.batch, self.tokens = len(new), int(news.sum())
         short = (news > 0) & (news + np.asarray(prefixes, np.int64) <= TILE)
         self.short_requests, self.short_tokens = int(short.sum()), int(news[short].sum())
         dealt = deal(new, prefixes, group=self.group, kv_heads=self.kv_heads, processors=self.processors)

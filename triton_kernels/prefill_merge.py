@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .checks import FLOATS, check_vector, check_written
 from .numerics import LOG2E
 from .prefill_hopper_plan import FIELDS, ROWS, HopperPlan
 
@@ -71,7 +72,21 @@ def prefill_merge_kernel(
 
 
 def merge_prefill(plan: HopperPlan, out: torch.Tensor, sinks: torch.Tensor | None) -> None:
-    """Write the rows of `out` [tokens, heads, head_dim] that the plan divided."""
+    """Write what the plan divided.
+
+    Args:
+        plan: of this batch, its partial results computed.
+        out: [tokens, heads, head_dim], contiguous in the last dimension, of which the divided rows are written.
+        sinks: [heads] or None.
+
+    Raises:
+        ValueError: out or sinks has another shape, dtype, layout or device than the plan's.
+        TypeError: one is no tensor.
+    """
+    kv_heads, group, head_dim, _, _, device = plan.heads
+    check_written(out, (plan.tokens, kv_heads * group, head_dim), device)
+    if sinks is not None:
+        check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
     prefill_merge_kernel[(ROWS // BLOCK_ROWS, plan.merges, plan.kv_heads)](
         plan.partial,
         plan.partial_lse,

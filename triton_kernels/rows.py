@@ -14,8 +14,9 @@ def in_rows(cache: torch.Tensor) -> bool:
         cache: [slots, slot_tokens, kv_heads, head_dim].
     """
     _, tokens, _, dim = cache.shape
-    whole = cache.stride()[2:] == (dim, 1) and cache.stride(0) == tokens * cache.stride(1)
-    return whole and cache.stride(1) * cache.element_size() % 16 == 0 and cache.data_ptr() % 16 == 0
+    of_slot, of_token, of_head, of_element = cache.stride()
+    whole = of_element == 1 and of_head == dim and of_slot == tokens * of_token
+    return whole and (of_token * cache.itemsize | cache.data_ptr()) % 16 == 0
 
 
 def triton_rows(cache: torch.Tensor, tile: int) -> TensorDescriptor:

@@ -35,6 +35,8 @@ TILE = 64
 STAGES = 2  # tiles of K, and of V, in shared memory
 REGISTERS, PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
 
+_HEAD_DIM, _DTYPES = 128, (torch.bfloat16, torch.float16)
+
 
 @gluon.jit
 def _tiles_of(tasks, task, tile, end, TASK_FIELDS: gl.constexpr, TILE: gl.constexpr):
@@ -262,15 +264,35 @@ def can_read(k: torch.Tensor, v: torch.Tensor) -> bool:
     return (
         k.is_cuda
         and torch.cuda.get_device_capability(k.device)[0] == 9
-        and k.dtype in (torch.bfloat16, torch.float16)
-        and all(it.shape[3] == 128 and in_rows(it) for it in (k, v))
+        and k.dtype in _DTYPES
+        and all(it.shape[3] == _HEAD_DIM and in_rows(it) for it in (k, v))
     )
+
+
+def check_tasks(q: torch.Tensor, k: torch.Tensor, plan: DecodePlan, *, rows: bool) -> None:
+    """ValueError if the kernel cannot read a plan's tasks. That K and V fit each other and the queries was seen.
+
+    Args:
+        rows: whether TMA can read K and V (`in_rows`).
+    """
+    tile, members = plan.shared.tile, plan.shared.members
+    if tile != TILE or members * plan.group > SHARED_ROWS:
+        raise ValueError(
+            f"the plan has tasks of tiles of {tile} tokens for {members} times {plan.group} query heads, and should "
+            f"have tiles of {TILE} for at most {SHARED_ROWS}"
+        )
+    if not rows or k.shape[3] != _HEAD_DIM or k.dtype is not q.dtype or k.dtype not in _DTYPES:
+        raise ValueError(
+            f"k and v are {list(k.shape)} {k.dtype} with strides {list(k.stride())}, and should have heads of "
+            f"{_HEAD_DIM} elements, bfloat16 or float16 as q ({q.dtype}), slots one after the other and heads side by "
+            "side: shared_hopper.py reads them"
+        )
 
 
 def shared_hopper_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: DecodePlan, scaling: float
 ) -> None:
-    """The partial results of a plan's shared tasks.
+    """The partial results of a plan's shared tasks: a step of `decode_attention`, which has checked what it is given.
 
     Args:
         q: [batch, heads, head_dim] bfloat16 or float16, contiguous in the last dimension.

@@ -6,9 +6,16 @@ whole tiles weighs what it reads past a request's end with 0, and 0 times NaN is
 reach others. In K as well, since a page that is used again at another index may show K where V is read.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
+
+from .checks import FLOAT8, FLOATS, INDICES, check_scales, check_vector, not_tensors, refused
+
+_CACHES = (*FLOATS, FLOAT8)
+_TOGETHER = "heads side by side, each contiguous"
 
 
 @triton.jit
@@ -60,6 +67,64 @@ def warps(width: int) -> int:
     return 4 if width >= 1024 else 2 if width >= 512 else 1
 
 
+def _check(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    locations: torch.Tensor,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+) -> tuple[int, int, int, int]:
+    """As `store_kv` says. Returns the strides of tokens, which a launch is told: to ask for them takes its time."""
+    try:
+        device, shape, stride = k.get_device(), k.shape, k.stride()
+        if len(shape) != 3 or not _together(shape, stride) or k.dtype not in FLOATS:
+            raise refused("k", k, ("tokens", "kv_heads", "head_dim"), FLOATS, device, _TOGETHER)
+        tokens, heads, head_dim = shape
+        k_step = stride[0]
+        shape, stride = v.shape, v.stride()
+        if (
+            len(shape) != 3
+            or shape[0] != tokens
+            or shape[1] != heads
+            or not _together(shape, stride)
+            or v.dtype not in FLOATS
+            or v.get_device() != device
+        ):
+            raise refused("v", v, (tokens, heads, "v_head_dim"), FLOATS, device, _TOGETHER)
+        v_head_dim, v_step = shape[2], stride[0]
+        shape, stride, dtype = k_cache.shape, k_cache.stride(), k_cache.dtype
+        if (
+            len(shape) != 3
+            or shape[1] != heads
+            or shape[2] != head_dim
+            or not _together(shape, stride)
+            or dtype not in _CACHES
+            or k_cache.get_device() != device
+        ):
+            raise refused("k_cache", k_cache, ("locations", heads, head_dim), _CACHES, device, _TOGETHER)
+        k_cache_step = stride[0]
+        wanted, stride = (shape[0], heads, v_head_dim), v_cache.stride()
+        if (
+            v_cache.shape != wanted
+            or not _together(wanted, stride)
+            or v_cache.dtype is not dtype
+            or v_cache.get_device() != device
+        ):
+            raise refused("v_cache", v_cache, wanted, (dtype,), device, _TOGETHER)
+    except AttributeError:
+        raise not_tensors(k=k, v=v, k_cache=k_cache, v_cache=v_cache) from None
+    check_vector("locations", locations, tokens, INDICES, device)
+    check_scales(k_scale, v_scale, device)
+    return k_step, v_step, k_cache_step, stride[0]
+
+
+def _together(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether a token's heads are contiguous. Of one head the stride says nothing."""
+    return stride[2] == 1 and (stride[1] == shape[2] or shape[1] == 1)
+
+
 def store_kv(
     k: torch.Tensor,
     v: torch.Tensor,
@@ -74,14 +139,20 @@ def store_kv(
     """Write new tokens into the cache, in its dtype.
 
     Args:
-        k: [tokens, kv_heads, head_dim], each token's heads contiguous.
+        k: [tokens, kv_heads, head_dim] bfloat16, float16 or float32, each token's heads contiguous.
         v: [tokens, kv_heads, v_head_dim], likewise.
-        k_cache: [locations, kv_heads, head_dim], each location's heads contiguous, any stride between locations.
+        k_cache: [locations, kv_heads, head_dim], of these dtypes or float8 e4m3, each location's heads contiguous, any
+            stride between locations.
         v_cache: [locations, kv_heads, v_head_dim], likewise.
         locations: [tokens] int32 or int64, where each goes.
         k_scale, v_scale: [1] float32: what stored keys and values will be multiplied by when they are read.
         finite: store no NaN and no infinity.
+
+    Raises:
+        ValueError: an argument has another shape, dtype, layout or device.
+        TypeError: one is no tensor.
     """
+    strides = _check(k, v, k_cache, v_cache, locations, k_scale, v_scale)
     if k.shape[0] == 0:
         return
     k_width, v_width = k.shape[1] * k.shape[2], v.shape[1] * v.shape[2]
@@ -93,10 +164,7 @@ def store_kv(
         locations,
         k_scale,
         v_scale,
-        k.stride(0),
-        v.stride(0),
-        k_cache.stride(0),
-        v_cache.stride(0),
+        *strides,
         K_WIDTH=k_width,
         V_WIDTH=v_width,
         LARGEST=torch.finfo(v_cache.dtype).max if finite else 0.0,

@@ -97,5 +97,5 @@ def test_limits(text: str, limit: int) -> None:
     "text", ["", "-1", "0", "half", "0.9%", "101%", "1TiB", "9" * 400, "9" * 5000 + "GiB", "1.5GiB"]
 )
 def test_limits_that_cannot_be(text: str) -> None:
-    with pytest.raises(LimitError, match=r"write for example|has to be 2.00 MiB .a page. to 200.00 MiB"):
+    with pytest.raises(LimitError, match=r"write whole bytes, for example|has to be 2.00 MiB .a page. to 200.00 MiB"):
         parse_limit(text, 100 * PAGE, PAGE)

@@ -20,13 +20,10 @@ from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
 from vt_sglang.adapter.mixed import MixedBatches
 from vt_sglang.config import VTensorConfig
+from vt_sglang.triton_kernels.checks import MOST_HEAD_DIM
 from vt_sglang.triton_kernels.store import store_kv
 
 logger = logging.getLogger(__name__)
-
-
-MOST_HEAD_DIM = 256
-"""That the kernels are tested with, and that their tiles fit a GPU's shared memory with."""
 
 
 class GpuAttention(AttentionBackend):
