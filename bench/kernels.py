@@ -9,11 +9,15 @@ median of CUDA-graph replays that go through several layers, so that the L2 cach
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-import attention_decode
-import attention_prefill
-import attention_shared
+try:
+    import attention_decode
+    import attention_prefill
+    import attention_shared
+except ModuleNotFoundError as error:
+    sys.exit(f"bench/kernels.py: {error}. It needs SGLang with its kernels for GPUs (pip install sglang==0.5.17)")
 from common import write_json
 from rich.console import Console
 

@@ -110,10 +110,18 @@ def test_layers_it_cannot_do_are_refused() -> None:
         layer.xai_temperature_len = xai_temperature_len  # as Grok sets it
         return torch.nn.Sequential(layer)
 
-    refuse_layers(model(sliding_window_size=128), caps_logits=False)
-    refuse_layers(model(logit_cap=30.0), caps_logits=True, most_head_dim=16)
+    kernels = {"caps_logits": True, "takes_sinks": True}
+    refuse_layers(model(sliding_window_size=128), caps_logits=False, takes_sinks=False)
+    refuse_layers(model(logit_cap=30.0), least_head_dim=16, most_head_dim=16, **kernels)
     with pytest.raises(ValueError, match="heads of 16 elements, of which 8 are the most"):
-        refuse_layers(model(), caps_logits=True, most_head_dim=8)
+        refuse_layers(model(), most_head_dim=8, **kernels)
+    with pytest.raises(ValueError, match="heads of 16 elements, of which 32 are the least"):
+        refuse_layers(model(), least_head_dim=32, **kernels)
+    with_sinks = model()
+    with_sinks.sinks = torch.nn.Parameter(torch.zeros(8))
+    refuse_layers(with_sinks, **kernels)
+    with pytest.raises(ValueError, match="attention sinks"):
+        refuse_layers(with_sinks, caps_logits=True, takes_sinks=False)
     for options, says in (
         ({"logit_cap": 30.0}, "logits capped at 30"),
         ({"attn_type": AttentionType.ENCODER_ONLY}, "bidirectional"),
@@ -124,4 +132,4 @@ def test_layers_it_cannot_do_are_refused() -> None:
         ({"heads": 9}, "9 query heads over 2 KV heads"),
     ):
         with pytest.raises(ValueError, match=says):
-            refuse_layers(model(**options), caps_logits=False)
+            refuse_layers(model(**options), caps_logits=False, takes_sinks=False)

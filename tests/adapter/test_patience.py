@@ -119,7 +119,7 @@ def test_a_prefill_that_cannot_be_mapped_ends_with_an_error(cache: Any, monkeypa
 
     made = object.__new__(VTensorCache)
     made.core, made.hopeless, made.short_of_memory = cache.core, [], False
-    made.elastic = SimpleNamespace(step=lambda: None)
+    made.elastic, made.metrics = SimpleNamespace(step=lambda: False), None
     node, _ = cache.core.match(None, torch.arange(16).numpy())
     cache.core.lock(node)
     slot = cache.core.bind(None, 0, 4)[0]
@@ -139,6 +139,7 @@ def test_a_prefill_that_cannot_be_mapped_ends_with_an_error(cache: Any, monkeypa
     monkeypatch.setattr(shortage, "prepare_abort", prepare)
     scheduler = SimpleNamespace(
         tree_cache=made,
+        is_mixed_chunk=True,
         chunked_req=chunked,
         waiting_queue=[],
         ipc_channels=SimpleNamespace(
@@ -150,10 +151,12 @@ def test_a_prefill_that_cannot_be_mapped_ends_with_an_error(cache: Any, monkeypa
     running = SimpleNamespace(is_empty=lambda: False)
 
     def original(*_: Any) -> None:
+        assert made.mixing is running
         raise allocation.PrefillMemoryError([new, chunked], "cuMemMap failed")
 
     plan = shortage.get_new_batch_prefill(original, scheduler, running)
     assert (plan.batch_to_run, plan.running_batch) == (None, running)
+    assert made.mixing is None
     assert sent == [("new", 503), ("chunked", 503)]
     assert scheduler.chunked_req is None
     usage = cache.core.usage()

@@ -41,7 +41,7 @@ class TorchAttention(AttentionBackend):
     def __init__(self, model_runner: Any) -> None:
         super().__init__()
         self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
-        refuse_layers(model_runner.model, caps_logits=False)
+        refuse_layers(model_runner.model, caps_logits=False, takes_sinks=False)
         self._scales = KVScales(self.pool, model_runner.model)
         self._slots: list[int] = []
         self._prefixes: list[int] = []

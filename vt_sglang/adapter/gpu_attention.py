@@ -20,7 +20,7 @@ from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import refuse_arguments, refuse_layers
 from vt_sglang.adapter.mixed import MixedBatches
 from vt_sglang.config import VTensorConfig
-from vt_sglang.triton_kernels.checks import MOST_HEAD_DIM
+from vt_sglang.triton_kernels.checks import LEAST_HEAD_DIM, MOST_HEAD_DIM
 from vt_sglang.triton_kernels.store import store_kv
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,13 @@ class GpuAttention(AttentionBackend):
     def __init__(self, model_runner: Any) -> None:
         super().__init__()
         self.pool = as_vtensor_pool(model_runner.token_to_kv_pool)
-        refuse_layers(model_runner.model, caps_logits=True, most_head_dim=MOST_HEAD_DIM)
+        refuse_layers(
+            model_runner.model,
+            caps_logits=True,
+            takes_sinks=True,
+            least_head_dim=LEAST_HEAD_DIM,
+            most_head_dim=MOST_HEAD_DIM,
+        )
         self._scales = KVScales(self.pool, model_runner.model)
         config = VTensorConfig.from_environment()
         self._prefill = kernels.prefill_kernel(config.prefill_kernel, self.pool, model_runner.model)

@@ -27,14 +27,24 @@ def sinks_of_layers(model: torch.nn.Module) -> dict[int, torch.Tensor]:
     return found
 
 
-def refuse_layers(model: torch.nn.Module, *, caps_logits: bool, most_head_dim: int | None = None) -> None:
+def refuse_layers(
+    model: torch.nn.Module,
+    *,
+    caps_logits: bool,
+    takes_sinks: bool,
+    least_head_dim: int = 1,
+    most_head_dim: int | None = None,
+) -> None:
     """ValueError that says what the model's attention layers need and the backend lacks.
 
     Args:
         caps_logits: whether the kernels can bound logits by tanh.
-        most_head_dim: elements of a head that the kernels can take. None: any number.
+        takes_sinks: whether they can take attention sinks.
+        least_head_dim, most_head_dim: elements of a head that they can take. None: any number.
     """
     refused = set()
+    if not takes_sinks and sinks_of_layers(model):
+        refused.add("attention sinks")
     for layer in attention_layers(model):
         if layer.logit_cap and (not caps_logits or layer.logit_capping_method != "tanh"):
             refused.add(f"logits capped at {layer.logit_cap} by {layer.logit_capping_method}")
@@ -43,6 +53,8 @@ def refuse_layers(model: torch.nn.Module, *, caps_logits: bool, most_head_dim: i
         head_dim = max(layer.qk_head_dim, layer.v_head_dim)
         if most_head_dim is not None and head_dim > most_head_dim:
             refused.add(f"heads of {head_dim} elements, of which {most_head_dim} are the most")
+        if (head_dim := min(layer.qk_head_dim, layer.v_head_dim)) < least_head_dim:
+            refused.add(f"heads of {head_dim} elements, of which {least_head_dim} are the least")
         if layer.use_irope:
             refused.add("chunked attention")
         if layer.xai_temperature_len > 0:
