@@ -34,9 +34,9 @@ On one card of 80 GB, with Llama-3-8B's shape and dummy weights, each takes some
         --side "stock-fa3=--attention-backend fa3 --mem-fraction-static 0.5" \\
         --side "vtensor=--radix-cache-backend vtensor --mem-fraction-static 0.88"
     python bench/steady.py cold --model llama8b --server-args "$D --mem-fraction-static 0.88"
-    python bench/steady.py served-trace TRACE --speed 20 --model llama8b --server-args "$D --max-total-tokens 400000" \\
-        --side "stock-fa3=--attention-backend fa3 --mem-fraction-static 0.8" \\
-        --side "vtensor=--radix-cache-backend vtensor --mem-fraction-static 0.88"
+    python bench/steady.py served-trace TRACE --limit 400 --speed 20 --model llama8b \\
+        --server-args "$D --max-total-tokens 360000 --mem-fraction-static 0.88" \\
+        --side "stock-fa3=--attention-backend fa3" --side "vtensor=--radix-cache-backend vtensor"
 
 Exit status: 1 if a request failed, a server did not start or leaked, or memory did not suffice; 2 if the options make
 no sense. Targets that are missed do not change it.
