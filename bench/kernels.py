@@ -9,31 +9,29 @@ median of CUDA-graph replays that go through several layers, so that the L2 cach
 """
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
-try:
-    import attention_decode
-    import attention_prefill
-    import attention_shared
-except ModuleNotFoundError as error:
-    sys.exit(f"bench/kernels.py: {error}. It needs SGLang with its kernels for GPUs (pip install sglang==0.5.17)")
 from common import write_json
 from rich.console import Console
 
-_OPERATIONS = {"decode": attention_decode, "prefill": attention_prefill, "shared": attention_shared}
+_OPERATIONS = ("decode", "prefill", "shared")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("operation", choices=sorted(_OPERATIONS))
+    parser.add_argument("operation", choices=_OPERATIONS)
     parser.add_argument("--sweep", action="store_true", help="try many configurations of the project's kernel")
     parser.add_argument("--short", action="store_true", help="prefill only: short prompts in place of the usual shapes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.short and arguments.operation != "prefill":
         parser.error("--short: there are such shapes of prefill only")
-    operation = _OPERATIONS[arguments.operation]
+    try:
+        operation = importlib.import_module(f"attention_{arguments.operation}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"bench/kernels.py: {error}. It needs SGLang with its kernels for GPUs (pip install sglang==0.5.17)")
     try:
         rows = operation.measure(arguments.sweep, **({"short": True} if arguments.short else {}))
     except ValueError as error:

@@ -33,6 +33,21 @@ def _shown(table: Any) -> str:
     return out.getvalue()
 
 
+def test_without_kernels_for_gpus_it_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = importlib.import_module("kernels")
+    monkeypatch.setitem(sys.modules, "attention_decode", None)
+    monkeypatch.setattr(sys, "argv", ["kernels.py", "decode"])
+    with pytest.raises(SystemExit, match=r"attention_decode.*It needs SGLang with its kernels for GPUs"):
+        kernels.main()
+    monkeypatch.setattr(sys, "argv", ["kernels.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        kernels.main()
+    assert ended.value.code == 0
+    assert "decode,prefill,shared" in capsys.readouterr().out
+
+
 def test_the_floor_of_prefill_is_the_longer_of_computing_and_reading() -> None:
     shape = PrefillShape("2", ((1000, 24), (0, 8)), heads=8, kv_heads=2)
     pairs = 24 * 1000 + 24 * 25 // 2 + 8 * 9 // 2
