@@ -4,6 +4,7 @@
 import importlib
 import io
 import json
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -36,14 +37,14 @@ def _shown(table: Any) -> str:
 def test_without_kernels_for_gpus_it_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kernels = importlib.import_module("kernels")
+    script = str(RESULTS.parent / "kernels.py")
     monkeypatch.setitem(sys.modules, "attention_decode", None)
     monkeypatch.setattr(sys, "argv", ["kernels.py", "decode"])
     with pytest.raises(SystemExit, match=r"attention_decode.*It needs SGLang with its kernels for GPUs"):
-        kernels.main()
+        runpy.run_path(script, run_name="__main__")
     monkeypatch.setattr(sys, "argv", ["kernels.py", "--help"])
     with pytest.raises(SystemExit) as ended:
-        kernels.main()
+        runpy.run_path(script, run_name="__main__")
     assert ended.value.code == 0
     assert "decode,prefill,shared" in capsys.readouterr().out
 
