@@ -49,6 +49,9 @@ def merge_kernel(
     first = tl.load(at)
     step = tl.load(at + BLOCK_LEVELS)
     ends = tl.load(at + 2 * BLOCK_LEVELS)
+    own_first = tl.load(parts + request * 3 * BLOCK_LEVELS)
+    own_step = tl.load(parts + request * 3 * BLOCK_LEVELS + BLOCK_LEVELS)
+    own = tl.load(parts + request * 3 * BLOCK_LEVELS + 2 * BLOCK_LEVELS)
     top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
     denominator = tl.zeros([BLOCK_GROUP], tl.float32)
     if sinks is not None:
@@ -65,10 +68,13 @@ def merge_kernel(
     sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
     for block in range(0, total, BLOCK_PARTS):
         part = block + tl.arange(0, BLOCK_PARTS)
-        # Of each part, the level that it belongs to, and which of its parts it is.
-        here = tl.sum((ends[None, :] <= part[:, None]).to(tl.int32), 1)[:, None] == level[None, :]
-        before = tl.max(tl.where(ends[None, :] <= part[:, None], ends[None, :], 0), 1)
-        place = tl.sum(tl.where(here, first[None, :] + step[None, :] * (part - before)[:, None], 0), 1)
+        if total == own:  # it shares nothing, and need not search
+            place = own_first + own_step * part
+        else:
+            # Of each part, the level that it belongs to, and which of its parts it is.
+            here = tl.sum((ends[None, :] <= part[:, None]).to(tl.int32), 1)[:, None] == level[None, :]
+            before = tl.max(tl.where(ends[None, :] <= part[:, None], ends[None, :], 0), 1)
+            place = tl.sum(tl.where(here, first[None, :] + step[None, :] * (part - before)[:, None], 0), 1)
         # [group, parts, v_head_dim]: a row's parts are one warp's.
         place = place.to(tl.int64)[None, :] * heads + head[:, None]
         there = (row < GROUP)[:, None] & (part < total)[None, :]

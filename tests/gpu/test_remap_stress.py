@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages of a reservation are remapped while kernels read its other pages: no fault, no wrong word.
-VT_STRESS_SECONDS=n makes it long."""
+VT_STRESS_SECONDS=n makes it long, and VT_STRESS_JSON=path keeps what happened in path.TEST.json."""
 
+import json
 import os
 import random
 import time
 from array import array
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +25,13 @@ ELEMENTS = PAGE // TOKENS_A_PAGE // 4  # int32 words of a token
 PAGES = 64  # of each slot
 READERS = 4
 GUARD = 192  # tokens behind a prompt that may be read
+
+
+def _keep(test: str, **happened: Any) -> None:
+    """Print what happened, and keep it where that is asked for."""
+    print(f"\n{test}, {SECONDS:g} s: {happened}")
+    if path := os.environ.get("VT_STRESS_JSON"):
+        Path(f"{path}.{test}.json").write_text(json.dumps({"seconds": SECONDS} | happened))
 
 
 def test_remapping_beside_readers() -> None:
@@ -91,8 +101,9 @@ def test_remapping_beside_readers() -> None:
     torch.cuda.synchronize()
     remaps = cache.counters()["pages_mapped"] - before
     mebibytes = READERS * tokens * ELEMENTS * 4 >> 20
-    print(f"\n{remaps} pages remapped in {SECONDS:g} s beside {sweeps} sweeps of {mebibytes} MiB")
-    assert int(wrong) == 0
+    told = {"sweeps": sweeps, "mib_a_sweep": mebibytes, "turns": turns, "wrong": int(wrong)}
+    _keep("readers", **told, pages_mapped=remaps)
+    assert told["wrong"] == 0
     assert remaps > 100 * SECONDS
     assert sweeps > 10
     cache.check()
@@ -159,8 +170,10 @@ def test_mapping_ahead_beside_readers() -> None:
     torch.cuda.synchronize()
     counters = cache.counters()
     changes = {name: value - start[name] for name, value in counters.items() if value != start[name]}  # type: ignore[literal-required]
-    print(f"\n{turns} turns in {SECONDS:g} s beside {sweeps} sweeps, {changes}")
-    assert int(wrong) == 0
+    mebibytes = READERS * PAGES * PAGE >> 20
+    told = {"sweeps": sweeps, "mib_a_sweep": mebibytes, "turns": turns, "wrong": int(wrong)}
+    _keep("ahead", **told, counters=changes)
+    assert told["wrong"] == 0
     assert changes["pages_mapped_ahead"] > 10 * turns
     assert changes["guards_mapped"] > turns
     assert changes["pages_unmapped"] > PAGES * turns
@@ -192,6 +205,6 @@ def test_pages_that_come_back_elsewhere() -> None:
         cache.release(slot)
         binds += 1
     counters = cache.counters()
-    print(f"\n{binds} binds, {counters}")
+    _keep("elsewhere", binds=binds, counters=counters)
     assert counters["pages_unmapped"] > 1000
     cache.check()
