@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     cold.add_argument("--repeats", type=positive, default=16, help="cold binds on the core; default: %(default)s")
     cold.add_argument("--rounds", type=positive, default=5, help="on a server; default: %(default)s")
+    cold.add_argument(
+        "--copy-from",
+        type=positive,
+        default=256,
+        metavar="PAGES",
+        help="of a held prefix, from which on the core copies it to free pages; default: %(default)s",
+    )
     cold.add_argument("--settle", type=_seconds, default=0.0, metavar="SECONDS", help="between binds on the core")
     cold.add_argument("--seed", type=int, default=0)
     options.add_cache(cold, str(TOY_MODEL), sized=False)

@@ -23,6 +23,7 @@ CAUSES = {
 BESIDES = {
     "replaced": "of the pages mapped, those in place of another, which has to be unmapped",
     "moved": "pages whose contents were copied or swapped on the device",
+    "copied": "pages of the prefix copied to pages of the request's own",
     "tails": "tails copied",
 }
 """Counted with them, and no calls."""
@@ -51,6 +52,7 @@ def by_cause(counted: Counts, tokens_a_page: float) -> dict[str, int]:
         "all": calls,
         "replaced": counted["pages_unmapped"],
         "moved": counted["pages_moved"],
+        "copied": counted["pages_copied"],
         "tails": counted["tails_copied"],
     }
 
@@ -86,7 +88,7 @@ class Ledger:
             self._count(operation, before, self._read())
 
     def _count(self, operation: str, before: Counts, after: Counts) -> None:
-        if any(after[name] != before[name] for name in ("driver_calls", "pages_moved")):
+        if any(after[name] != before[name] for name in ("driver_calls", "pages_moved", "pages_copied")):
             made = by_cause(difference(before, after), self._tokens_a_page)
             known = self._calls.setdefault(operation, dict.fromkeys(made, 0))
             for cause, calls in made.items():

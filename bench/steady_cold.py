@@ -4,6 +4,7 @@
 import random
 import time
 from array import array
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from steady_core import VOCABULARY, Shape, times
 from vt_sglang._core import KVCache
 
 PARTS = ("match", "bind", "begin forward")
+KINDS = ("cold", "copied", "warm")
 
 
 def measure(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int, settle_s: float) -> dict[str, Any]:
     """Requests of `prefix` shared tokens and `own` of their own, which stay live: so every one is bound to a slot that
-    no other has used. Then some more that come one after the other, to the slot of the one before.
+    no other has used. Then some more that come one after the other, to the slot of the one before; and as many that find
+    a slot in which free pages are mapped, if contents may move.
 
     Args:
         guard: tokens behind the last that may be read.
@@ -64,19 +67,61 @@ def measure(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int, se
         last, node, spent = _start(core, ids, guard)
         core.complete_forward(spent.pop("forward"))
         found["warm"].append(spent)
-    for kind in ("cold", "warm"):
+    del core
+    if shape.move_pages:
+        found["copied"] = _copied(shape, prefix=prefix, own=own, guard=guard, repeats=repeats)
+    for kind in kinds(found):
         found[f"{kind}_us"] = {part: times([it["ns"][part] for it in found[kind]]) for part in (*PARTS, "all")}
     return found
 
 
-def _start(core: KVCache, ids: "array[int]", guard: int) -> tuple[int, int, dict[str, Any]]:
+def kinds(found: dict[str, Any]) -> list[str]:
+    """Of requests, those that were measured."""
+    return [kind for kind in KINDS if kind in found]
+
+
+def _copied(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int) -> list[dict[str, Any]]:
+    """Requests one after the other, beside one that holds the prefix, in a slot that maps free pages in its place."""
+    core = replace(shape, slots=2, budget_pages=4 * -(-shape.slot_tokens * shape.token_bytes // shape.page_bytes)).make()
+    drawn = random.Random(1)
+
+    def ids(count: int) -> "array[int]":
+        return array("q", (drawn.randrange(VOCABULARY) for _ in range(count)))
+
+    shared = ids(prefix)
+    holder = core.bind(None, 0, prefix, guard)[0]
+    core.complete_forward(core.begin_forward(np.array([holder]), False))
+    core.record(holder, shared, prefix)
+    core.release(core.bind(None, 0, prefix + own, guard)[0])
+    core.create_ahead(core.usage()["budget_pages"], retry=False)
+    found = []
+    for _ in range(repeats):
+        slot, node, spent = _start(core, shared + ids(own), guard, spare=core.usage()["budget_pages"])
+        returned = time.perf_counter_ns()
+        _await_device(shape.driver)
+        spent["on_device_us"] = (time.perf_counter_ns() - returned) / 1e3
+        core.complete_forward(spent.pop("forward"))
+        core.release(slot)
+        core.unlock(node)
+        found.append(spent)
+    return found
+
+
+def _await_device(driver: str) -> None:
+    if driver == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _start(core: KVCache, ids: "array[int]", guard: int, spare: int = 0) -> tuple[int, int, dict[str, Any]]:
     """All calls until the prefill can be launched: (slot, node, what they cost)."""
     before = dict(core.counters())
     marks = [time.perf_counter_ns()]
     node, matched = core.match(None, ids, len(ids) - 1, len(ids))
     core.lock(node)
     marks.append(time.perf_counter_ns())
-    slot, _, shared, mapped = core.bind(None, node, len(ids), guard)
+    slot, _, shared, mapped = core.bind(None, node, len(ids), guard, spare)
     core.grow(np.array([slot]), np.array([len(ids)]), guard)
     marks.append(time.perf_counter_ns())
     forward = core.begin_forward(np.array([slot]), guard > 0)
@@ -106,16 +151,20 @@ def _end(core: KVCache, slot: int, ids: "array[int]") -> None:
 
 
 def show(console: Console, found: dict[str, Any]) -> None:
-    """What a bind took, cold and warm."""
-    table = Table("", "p50, us", "p99, us", "max, us", "pages shared", "mapped", "driver calls", "driver, us")
-    for kind in ("cold", "warm"):
+    """What a bind took."""
+    table = Table("", "p50, us", "p99, us", "max, us", "pages shared", "copied", "mapped", "driver calls", "driver, us")
+    for kind in kinds(found):
         last = found[kind][-1]
         for part in (*PARTS, "all"):
             it = found[f"{kind}_us"][part]
             cells = [f"{it[p]:,.1f}" for p in ("p50", "p99", "p100")]
             if part == "all":
-                cells += [f"{last['pages_shared']:,}", f"{last['pages_mapped']:,}", f"{last['causes']['all']:,}"]
+                counts = last["pages_shared"], last["causes"]["copied"], last["pages_mapped"], last["causes"]["all"]
+                cells += [f"{count:,}" for count in counts]
                 cells.append(f"{last['driver_ns'] / 1e3:,.1f}")
             table.add_row(f"{kind}: {part}", *cells)
     console.print(table)
+    if "copied" in found:
+        device = sorted(it["on_device_us"] for it in found["copied"])
+        console.print(f"Copies take the device {device[len(device) // 2] / 1e3:,.2f} ms then.", highlight=False)
     console.print(f"The prefix's own pages, created and mapped: {found['created_us'] / 1e3:,.2f} ms.", highlight=False)

@@ -36,6 +36,8 @@ class Shape:
     map_ahead: bool = False
     """Whether a thread maps what is likely to be needed, as a server's does. Its calls are then counted to whatever is
     called meanwhile."""
+    copy_from_pages: int = 256
+    """Pages of a held prefix from which on it is copied, where pages are free."""
 
     def make(self) -> KVCache:
         """ValueError, DriverError: it cannot be."""
@@ -48,6 +50,7 @@ class Shape:
             budget_pages=self.budget_pages,
             move_pages=self.move_pages,
             map_ahead=self.map_ahead,
+            copy_from_pages=self.copy_from_pages,
         )
 
 

@@ -108,11 +108,21 @@ def _cold(found: dict[str, Any], markdown: Markdown) -> list[str]:
                 *(f"{core[f'{kind}_us']['all'][key] / 1e3:,.3f}" for key in ("p50", "p99")),
                 f"{core[kind][-1]['pages_shared']:,}",
                 f"{core[kind][-1]['causes']['all']:,}",
+                f"{core[kind][-1]['causes']['copied']:,}",
                 f"{core[kind][-1]['causes']['moved']:,}",
             ]
-            for kind in ("cold", "warm")
+            for kind in ("cold", "copied", "warm")
+            if kind in core
         ]
-        header = ["bound on the core", "until launch, p50, ms", "p99, ms", "pages shared", "driver calls", "moved"]
+        header = [
+            "bound on the core",
+            "until launch, p50, ms",
+            "p99, ms",
+            "pages shared",
+            "driver calls",
+            "copied",
+            "moved",
+        ]
         parts.append(markdown(header, rows))
     for side, it in found.get("servers", {}).items():
         rows = [

@@ -93,7 +93,7 @@ class PyCache {
   PyCache(const std::string& driver, std::size_t page_bytes, std::size_t token_bytes, SlotId slots,
           std::size_t slot_tokens, PageId budget_pages, int device, const std::string& cuda_library,
           std::size_t mapping_limit, bool exportable_pages, bool inject_faults, std::size_t block_tokens,
-          bool move_pages, bool map_ahead) {
+          bool move_pages, bool map_ahead, std::size_t copy_from_pages) {
     if (token_bytes == 0) throw std::invalid_argument("token_bytes must be positive");
     if (slots < 2) throw std::invalid_argument("slots must be at least 2: slot 0 is padding");
     if (budget_pages == 0 || budget_pages == std::numeric_limits<PageId>::max())
@@ -116,7 +116,7 @@ class PyCache {
       }
       const Geometry geometry{made->page_bytes(), token_bytes};
       cache_ = std::make_unique<KVCache>(std::move(made), geometry, slots, slot_tokens, budget_pages, mapping_limit,
-                                         block_tokens, move_pages, map_ahead);
+                                         block_tokens, move_pages, map_ahead, copy_from_pages);
     });
   }
 
@@ -187,6 +187,7 @@ nb::dict as_dict(const Counters& it) {
   d["guards_mapped"] = it.guards_mapped;
   d["pages_mapped_ahead"] = it.pages_mapped_ahead;
   d["pages_moved"] = it.pages_moved;
+  d["pages_copied"] = it.pages_copied;
   d["tails_extended"] = it.tails_extended;
   d["tails_copied"] = it.tails_copied;
   d["nodes_evicted"] = it.nodes_evicted;
@@ -203,6 +204,7 @@ nb::dict as_dict(const RequestCosts& it) {
   d["pages_adopted"] = it.pages_adopted;
   d["pages_aliased"] = it.pages_aliased;
   d["pages_moved"] = it.pages_moved;
+  d["pages_copied"] = it.pages_copied;
   d["pages_reused"] = it.pages_reused;
   d["pages_mapped"] = it.pages_mapped;
   d["pages_unmapped"] = it.pages_unmapped;
@@ -306,10 +308,11 @@ NB_MODULE(_core, m) {
 
   nb::class_<PyCache>(m, "KVCache")
       .def(nb::init<const std::string&, std::size_t, std::size_t, SlotId, std::size_t, PageId, int, const std::string&,
-                    std::size_t, bool, bool, std::size_t, bool, bool>(),
+                    std::size_t, bool, bool, std::size_t, bool, bool, std::size_t>(),
            nb::kw_only(), "driver"_a, "page_bytes"_a, "token_bytes"_a, "slots"_a, "slot_tokens"_a, "budget_pages"_a,
            "device"_a = 0, "cuda_library"_a = "libcuda.so.1", "mapping_limit"_a = 0, "exportable_pages"_a = false,
-           "inject_faults"_a = false, "block_tokens"_a = 0, "move_pages"_a = false, "map_ahead"_a = false)
+           "inject_faults"_a = false, "block_tokens"_a = 0, "move_pages"_a = false, "map_ahead"_a = false,
+           "copy_from_pages"_a = 256)
       .def(
           "match",
           [](PyCache& it, const std::optional<std::string>& key, nb::handle tokens, std::optional<std::size_t> limit,
@@ -327,12 +330,12 @@ NB_MODULE(_core, m) {
       .def(
           "bind",
           [](PyCache& it, const std::optional<std::string>& key, NodeHandle node, std::size_t tokens,
-             std::size_t guard_tokens) {
+             std::size_t guard_tokens, std::size_t spare_pages) {
             const std::string name_space = name_space_key(key);
-            const auto bound = unlocked([&] { return it->bind(name_space, node, tokens, guard_tokens); });
+            const auto bound = unlocked([&] { return it->bind(name_space, node, tokens, guard_tokens, spare_pages); });
             return nb::make_tuple(bound.slot, tail_name(bound.tail), bound.pages_aliased, bound.pages_mapped);
           },
-          "namespace"_a.none(), "node"_a, "tokens"_a, "guard_tokens"_a = 0)
+          "namespace"_a.none(), "node"_a, "tokens"_a, "guard_tokens"_a = 0, "spare_pages"_a = 0)
       .def(
           "grow",
           [](PyCache& it, const Integers& slots, const Integers& tokens, std::size_t guard_tokens) {

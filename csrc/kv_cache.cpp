@@ -17,11 +17,14 @@ namespace {
 constexpr std::uint64_t kForwardsBeforeRetry = 64;
 // To map as many takes the driver about as long as launching a forward late costs: a millisecond.
 constexpr std::size_t kManyPages = 32;
+// Idle slots that are looked at for one that a long prefix can be copied to: a microsecond for a thousand pages each.
+constexpr int kSlotsLookedAt = 8;
 
 }  // namespace
 
 KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-                 PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages, bool map_ahead)
+                 PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages, bool map_ahead,
+                 std::size_t copy_from_pages)
     : driver_(std::make_unique<DriverWorker>(std::make_unique<TimedDriver>(std::move(driver)))),
       geometry_(geometry),
       budget_(budget),
@@ -32,7 +35,9 @@ KVCache::KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotI
       tree_(pool_, geometry, slots, block_tokens),
       slots_(slots),
       move_pages_(move_pages),
-      map_ahead_(map_ahead) {
+      map_ahead_(map_ahead),
+      copy_from_pages_(copy_from_pages) {
+  if (copy_from_pages == 0) throw std::invalid_argument("copy_from_pages must be positive");
   // One page behind all of token 0, over and over if the token is larger: what is written there is never used.
   const PageId page = pool_.create();
   pool_.claim(page);
@@ -161,7 +166,7 @@ void KVCache::clear() {
 // ---- a request's life
 
 KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, std::size_t tokens,
-                             std::size_t guard_tokens) {
+                             std::size_t guard_tokens, std::size_t spare_pages) {
   const std::lock_guard guard(mutex_);
   Node* node = handle == 0 ? nullptr : tree_.at(handle);
   const std::size_t matched = node == nullptr ? 0 : node->end;
@@ -189,17 +194,27 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   require_idle_slot();
   if (node != nullptr) await_own_slot(node, path);
   require(pages - shared);
-  // Only now: the slots of what was evicted have pages to take where they are mapped.
-  const SlotId slot = choose_slot(node);
-  settle(slot, 0, arena_.slot_pages());
-
   ++choices_;
   if (move_pages_)  // the path's pages stay, or are moved to where the slot maps one
     for (const PageId page : path) pool_[page].chosen = choices_;
+  // Only pages that exist and nobody needs: neither evicting nor creating pages is what copying is to cost. And of a
+  // tail that is extended, the page itself.
+  const std::size_t unused = pool_.free() - std::min<std::size_t>(pool_.free(), pool_.reserved() + pages - shared);
+  const std::size_t copies = move_pages_ ? std::min(unused, spare_pages / 2) : 0;
+  const std::span<const PageId> prefix(path.data(), shared - (tail == Tail::kExtended));
+  // Only now: the slots of what was evicted have pages to take where they are mapped.
+  const SlotId slot = choose_slot_to_copy_to(choose_slot(node), prefix, copies);
+  settle(slot, 0, arena_.slot_pages());
+  const std::size_t copied = plan_copies(slot, prefix, copies);
+
   std::vector<Fresh>& fresh = scratch_.fresh;
   fresh.clear();
   for (std::size_t index = shared; index < pages; ++index) fresh.push_back({slot, index});
+  if (copied > 0)
+    for (std::size_t index = 0; index < prefix.size(); ++index)
+      if (scratch_.copied[index]) fresh.push_back({slot, index});
   acquire(fresh);
+  const auto is_copied = [&](std::size_t index) { return index < scratch_.copied.size() && scratch_.copied[index]; };
   std::size_t tokens_moved = 0;
   // A token counts where its last byte lies.
   const auto tokens_on = [&](std::size_t index) {
@@ -207,7 +222,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   };
   if (move_pages_)
     for (std::size_t index = 0; index < shared; ++index)
-      if (plan_move_here(slot, index, path[index])) tokens_moved += tokens_on(index);
+      if (!is_copied(index) && plan_move_here(slot, index, path[index])) tokens_moved += tokens_on(index);
   const std::size_t all_moved = scratch_.planned.size();
   const std::size_t moved = make_moves(fresh, path);
   std::size_t reused = 0;
@@ -219,11 +234,18 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     return differs;
   };
   std::size_t tokens_aliased = 0;
-  for (std::size_t index = 0; index < shared; ++index)
-    if (change_unless_mapped(index, path[index])) tokens_aliased += tokens_on(index);
-  const std::size_t tokens_copied = tokens_moved + (tail == Tail::kCopied ? tokens_on(shared) : 0);
+  std::size_t tokens_copied = tokens_moved + (tail == Tail::kCopied ? tokens_on(shared) : 0);
+  for (std::size_t index = 0; index < shared; ++index) {
+    if (is_copied(index))
+      tokens_copied += tokens_on(index);
+    else if (change_unless_mapped(index, path[index]))
+      tokens_aliased += tokens_on(index);
+  }
   const std::size_t aliased_by_mapping = changes.size();
-  for (const Fresh& it : fresh) reused += !change_unless_mapped(it.index, it.page);
+  for (const Fresh& it : fresh) {
+    const bool is_mapped = !change_unless_mapped(it.index, it.page);
+    reused += is_mapped && !it.comes && it.index >= shared;
+  }
   const std::size_t guards = add_guards(slot, tokens, guard_tokens, changes);
   try {
     map(changes, slot);
@@ -233,6 +255,7 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
       touch(path.back());
       touch(fresh.front().page);
     }
+    if (copied > 0) copy_prefix(std::span(fresh).last(copied), path);
   } catch (const DriverError&) {
     give_back(fresh);
     throw;
@@ -246,7 +269,8 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
     tree_.count_hit(node);
   }
   forget_idle(slot);
-  for (std::size_t index = 0; index < shared; ++index) pool_.hold_live(path[index]);
+  for (std::size_t index = 0; index < shared; ++index)
+    if (!is_copied(index)) pool_.hold_live(path[index]);
   if (tail == Tail::kExtended) pool_[path.back()].writer = slot;
   for (const Fresh& it : fresh) {
     pool_.hold_live(it.page);
@@ -260,10 +284,11 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   it.duplicate = false;
   it.prepared = false;
   it.path = node;
-  it.costs = {shared - aliased_by_mapping - moved,
+  it.costs = {shared - copied - aliased_by_mapping - moved,
               aliased_by_mapping,
               all_moved,
-              reused - (all_moved - moved),
+              copied,
+              reused,
               changes.size(),
               arena_.pages_unmapped - unmapped_before,
               tail == Tail::kCopied,
@@ -275,16 +300,17 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   counters_.tokens_adopted += matched - tokens_aliased - tokens_copied;
   counters_.tokens_aliased += tokens_aliased;
   counters_.tokens_copied += tokens_copied;
-  counters_.pages_aliased += shared;
-  counters_.pages_adopted += shared - aliased_by_mapping - moved;
-  counters_.pages_reused += reused - (all_moved - moved);
+  counters_.pages_aliased += shared - copied;
+  counters_.pages_adopted += it.costs.pages_adopted;
+  counters_.pages_copied += copied;
+  counters_.pages_reused += it.costs.pages_reused;
   counters_.tails_extended += tail == Tail::kExtended;
   counters_.tails_copied += tail == Tail::kCopied;
   counters_.guards_mapped += guards;
   if (node != nullptr) prepare_slot(node);
   map_ahead(slot, guard_tokens);
   stock_up();
-  return {slot, tail, shared, changes.size()};
+  return {slot, tail, shared - copied, changes.size()};
 }
 
 void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens, std::size_t guard_tokens) {
@@ -583,6 +609,64 @@ SlotId KVCache::choose_slot(const Node* node) {
   return loose || unmapped_.empty() || !may_map_more() ? idle_.front() : unmapped_.front();
 }
 
+// Of a prefix, the pages that binding this slot maps, if so many may be copied.
+std::size_t KVCache::pages_to_map(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const {
+  std::size_t mapped = 0;
+  for (std::size_t index = 0; index < prefix.size(); ++index) {
+    if (arena_.mapped(slot, index) == prefix[index] || can_move_here(slot, index, prefix[index])) continue;
+    if (copies > 0 && can_copy_here(slot, index, prefix[index]))
+      --copies;
+    else
+      ++mapped;
+  }
+  return mapped;
+}
+
+// A long prefix that a request holds can be had without mapping all of it in a slot that maps other pages in its place.
+SlotId KVCache::choose_slot_to_copy_to(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const {
+  if (copies < copy_from_pages_ || prefix.size() < copy_from_pages_) return slot;
+  std::size_t least = pages_to_map(slot, prefix, copies);
+  int looked_at = 0;
+  for (auto it = idle_.begin(); it != idle_.end() && least >= copy_from_pages_ && looked_at < kSlotsLookedAt; ++it) {
+    if (2 * arena_.extent(*it) < prefix.size()) continue;
+    ++looked_at;
+    if (const std::size_t mapped = pages_to_map(*it, prefix, copies); 2 * mapped < least) {
+      least = mapped;
+      slot = *it;
+    }
+  }
+  return slot;
+}
+
+// Chooses what of a prefix is copied. A mapping takes the driver some twenty times as long as a copy takes the device,
+// but a copy is a page more that is held: so it has to be many. Returns how many.
+std::size_t KVCache::plan_copies(SlotId slot, std::span<const PageId> prefix, std::size_t copies) {
+  scratch_.copied.clear();
+  if (copies < copy_from_pages_ || prefix.size() < copy_from_pages_) return 0;
+  scratch_.copied.resize(prefix.size());
+  std::size_t planned = 0;
+  for (std::size_t index = 0; index < prefix.size() && planned < copies; ++index) {
+    if (arena_.mapped(slot, index) == prefix[index] || can_move_here(slot, index, prefix[index])) continue;
+    if (!can_copy_here(slot, index, prefix[index])) continue;
+    scratch_.copied[index] = true;
+    ++planned;
+  }
+  if (planned >= copy_from_pages_) return planned;
+  scratch_.copied.clear();
+  return 0;
+}
+
+// Puts the path's contents to the pages that were taken for copies of them.
+void KVCache::copy_prefix(std::span<const Fresh> copies, std::span<const PageId> path) {
+  scratch_.moves.clear();
+  for (const Fresh& it : copies) scratch_.moves.push_back({it.page, path[it.index], false});
+  driver_->move(scratch_.moves);
+  for (const Move& it : scratch_.moves) {
+    touch(it.to);
+    touch(it.from);
+  }
+}
+
 // kNoPage for lack of memory.
 PageId KVCache::create_page() {
   PageId page = kNoPage;
@@ -663,15 +747,25 @@ bool KVCache::movable(PageId page, SlotId slot) const {
   return !tree_.awaited(page, slot, 2 * (slots_.size() - unmapped_.size()));
 }
 
-// Whether a page of the path bound to can come to where the slot maps another page already.
-bool KVCache::plan_move_here(SlotId slot, std::size_t index, PageId page) {
+// Whether the slot maps another page there, and that one can be had: it is free, or its content can go elsewhere.
+bool KVCache::can_copy_here(SlotId slot, std::size_t index, PageId page) const {
   const PageId mapped = arena_.mapped(slot, index);
-  if (mapped == kNoPage || mapped == page || !movable(page, slot)) return false;
+  if (mapped == kNoPage || mapped == page) return false;
+  return pool_.is_free(mapped) || (pool_[mapped].chosen != choices_ && movable(mapped, slot));
+}
+
+// Whether a page of the path bound to can come to where the slot maps another page already.
+bool KVCache::can_move_here(SlotId slot, std::size_t index, PageId page) const {
+  return movable(page, slot) && can_copy_here(slot, index, page);
+}
+
+bool KVCache::plan_move_here(SlotId slot, std::size_t index, PageId page) {
+  if (!can_move_here(slot, index, page)) return false;
+  const PageId mapped = arena_.mapped(slot, index);
   if (pool_.claim(mapped)) {
     scratch_.planned.push_back({{mapped, page, false}, true, index});
     return true;
   }
-  if (pool_[mapped].chosen == choices_ || !movable(mapped, slot)) return false;
   pool_[mapped].chosen = choices_;
   scratch_.planned.push_back({{mapped, page, true}, true, index});
   return true;

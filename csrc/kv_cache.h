@@ -34,7 +34,7 @@ struct Counters {
   std::uint64_t tokens_matched = 0;  // tokens that binds found in the tree: the sum of the next three
   std::uint64_t tokens_adopted = 0;  // on pages that the slot mapped already
   std::uint64_t tokens_aliased = 0;  // on pages that were mapped for it
-  std::uint64_t tokens_copied = 0;   // copied, as a tail, or moved to pages that the slot mapped already
+  std::uint64_t tokens_copied = 0;   // copied or moved to pages that the slot mapped already, or copied as a tail
   std::uint64_t pages_created = 0;
   std::uint64_t pages_released = 0;    // given back to the driver
   std::uint64_t creations_failed = 0;  // for lack of memory
@@ -46,6 +46,7 @@ struct Counters {
   std::uint64_t guards_mapped = 0;       // those mapped only so that what lies behind a sequence can be read
   std::uint64_t pages_mapped_ahead = 0;  // those mapped before they were needed, beside other work
   std::uint64_t pages_moved = 0;         // contents that went to another page, so that a mapping could stay
+  std::uint64_t pages_copied = 0;        // of prefixes, to pages of the request's own that its slot mapped already
   std::uint64_t tails_extended = 0;      // partly filled pages that a bind went on filling in place
   std::uint64_t tails_copied = 0;        // partly filled pages that a bind copied
   std::uint64_t nodes_evicted = 0;
@@ -61,6 +62,7 @@ struct RequestCosts {
   std::uint64_t pages_adopted = 0;  // of its prefix, where its slot mapped them already
   std::uint64_t pages_aliased = 0;  // of its prefix, mapped for it
   std::uint64_t pages_moved = 0;    // contents moved for it
+  std::uint64_t pages_copied = 0;   // of its prefix, to pages of its own
   std::uint64_t pages_reused = 0;   // free ones, where its slot mapped them already
   std::uint64_t pages_mapped = 0;
   std::uint64_t pages_unmapped = 0;
@@ -82,9 +84,11 @@ class KVCache {
   // budget: pages for sequences; one more backs token 0 of slot 0 from the start, so that kernels may read and write
   // it as padding. mapping_limit: 0 takes the driver's. block_tokens: tokens of a block, for those who are told what
   // the tree holds; 0 for no blocks. move_pages: move contents rather than map pages, where either would do. map_ahead:
-  // a thread of the cache's maps what is likely to be needed.
+  // a thread of the cache's maps what is likely to be needed. copy_from_pages: so many pages of its prefix, or more, a
+  // bind copies rather than maps, where it may; at least 1.
   KVCache(std::unique_ptr<Driver> driver, const Geometry& geometry, SlotId slots, std::size_t slot_tokens,
-          PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages, bool map_ahead);
+          PageId budget, std::size_t mapping_limit, std::size_t block_tokens, bool move_pages, bool map_ahead,
+          std::size_t copy_from_pages);
   ~KVCache();
 
   struct Match {
@@ -110,7 +114,9 @@ class KVCache {
   // must be locked) shared and the rest new. Evicts if need be. Throws OutOfPages, SlotsBusy or DriverError.
   // So many guard_tokens behind the last may be read then, whatever they hold: where nothing is mapped, the padding
   // page is.
-  Bound bind(const std::string& name_space, NodeHandle node, std::size_t tokens, std::size_t guard_tokens);
+  // Of spare_pages, which nobody else will need, half may be taken, if they are free, for copies of what others hold.
+  Bound bind(const std::string& name_space, NodeHandle node, std::size_t tokens, std::size_t guard_tokens,
+             std::size_t spare_pages);
   // Backs each live slot up to so many tokens; all of them or none. Evicts if need be. Guards as bind does.
   void grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens, std::size_t guard_tokens);
   // Pages that such a growth would take.
@@ -255,7 +261,11 @@ class KVCache {
   void await_own_slot(const Node* node, std::span<const PageId> path) const;
   bool may_map_more() const;
   bool movable(PageId page, SlotId slot) const;
+  bool can_move_here(SlotId slot, std::size_t index, PageId page) const;
+  bool can_copy_here(SlotId slot, std::size_t index, PageId page) const;
+  std::size_t pages_to_map(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const;
   SlotId choose_slot(const Node* node);
+  SlotId choose_slot_to_copy_to(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const;
   // ahead.cpp
   void harvest();
   void settle(SlotId slot, std::size_t first, std::size_t last);
@@ -278,6 +288,8 @@ class KVCache {
   void require(std::size_t pages);
   void acquire(std::vector<Fresh>& fresh);
   bool plan_move_here(SlotId slot, std::size_t index, PageId page);
+  std::size_t plan_copies(SlotId slot, std::span<const PageId> prefix, std::size_t copies);
+  void copy_prefix(std::span<const Fresh> copies, std::span<const PageId> path);
   std::size_t make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path);
   void give_back(const std::vector<Fresh>& fresh);
   void clear_created(const std::vector<Fresh>& fresh);
@@ -315,6 +327,7 @@ class KVCache {
   std::uint64_t choices_ = 0;  // binds and growths that chose what to move
   bool move_pages_;
   bool map_ahead_;
+  std::size_t copy_from_pages_;
   std::unordered_map<DriverWorker::Ticket, Ahead> pending_;
   PageId stocked_until_ = 0;    // the pages from the next new one to this were to be prepared
   std::uint64_t retry_at_ = 0;  // the forward from which on it is tried again to create a page that is withheld
@@ -324,6 +337,7 @@ class KVCache {
     std::vector<Fresh> fresh;
     std::vector<Change> changes;
     std::vector<bool> replaced;  // by change
+    std::vector<bool> copied;    // by page index of the path
     std::vector<Planned> planned;
     std::vector<Move> moves;
     std::vector<std::int32_t> rows;  // by slot

@@ -102,6 +102,10 @@ class PagePool {
     return it.next != kNoPage ? it.next : first_from(it.list + 1);
   }
   bool reserved(PageId page) const { return is_free(page) && pages_[page].list == kReserved; }
+  bool is_free(PageId page) const {
+    const Page& it = pages_[page];
+    return it.created && it.holders == 0 && !taken(page);
+  }
 
   // To be told of every mapping that is made and undone, or of none.
   void count_mapping(PageId page);
@@ -155,10 +159,6 @@ class PagePool {
     for (; list < kLists; ++list)
       if (lists_[list].first != kNoPage) return lists_[list].first;
     return kNoPage;
-  }
-  bool is_free(PageId page) const {
-    const Page& it = pages_[page];
-    return it.created && it.holders == 0 && !taken(page);
   }
   void unlink(PageId page);
   void append(PageId page, std::uint8_t list);

@@ -16,7 +16,7 @@ std::size_t play(KVCache& cache, const std::string& name_space, std::span<const 
   NodeHandle node = matched_node;
   cache.lock(node);
   std::size_t end = std::min(matched + how.chunk, how.prompt);
-  const SlotId slot = cache.bind(name_space, node, end, 0).slot;
+  const SlotId slot = cache.bind(name_space, node, end, 0, 0).slot;
   for (;;) {
     const KVCache::Recorded recorded = cache.record(slot, tokens.first(end));
     if (end == total) break;

@@ -35,8 +35,8 @@ class Counters(TypedDict):
     """Events since the start.
 
     Matched tokens are those that binds found in the tree, and the sum of adopted (on pages that the slot mapped
-    already), aliased (on pages that were mapped for it) and copied ones (as a tail, or moved to pages that the slot
-    mapped already). A token counts where its last byte lies. Every page is a driver call of its own, also in a batch;
+    already), aliased (on pages that were mapped for it) and copied ones (copied or moved to pages that the slot mapped
+    already, or copied as a tail). A token counts where its last byte lies. Every page is a driver call of its own, also in a batch;
     copies, which are only put on a stream, are none. `driver_ns` is the time spent in both, by whichever thread;
     `driver_wait_ns` what those who called the cache spent so, or waiting for its own thread.
     """
@@ -57,6 +57,7 @@ class Counters(TypedDict):
     guards_mapped: int
     pages_mapped_ahead: int
     pages_moved: int
+    pages_copied: int
     tails_extended: int
     tails_copied: int
     nodes_evicted: int
@@ -68,12 +69,13 @@ class Counters(TypedDict):
 
 class RequestCosts(TypedDict):
     """What one request has cost: pages of its prefix that its slot mapped already (adopted) or that were mapped for it
-    (aliased); contents moved for it; free pages taken where its slot mapped them; pages mapped and unmapped, guards
-    too; and the time that its bind, and its part of growths, spent in the driver or waiting for it."""
+    (aliased); contents moved for it; pages of its prefix copied to pages of its own; free pages taken where its slot
+    mapped them; pages mapped and unmapped, guards too; and the time that its bind, and its part of growths, spent in the driver or waiting for it."""
 
     pages_adopted: int
     pages_aliased: int
     pages_moved: int
+    pages_copied: int
     pages_reused: int
     pages_mapped: int
     pages_unmapped: int
@@ -140,6 +142,7 @@ class KVCache:
         block_tokens: int = 0,
         move_pages: bool = False,
         map_ahead: bool = False,
+        copy_from_pages: int = 256,
     ) -> None:
         """Reserve addresses for `slots` virtual tensors of `slot_tokens` tokens; physical pages come on demand.
 
@@ -164,6 +167,8 @@ class KVCache:
                 that costs a fraction of a mapping, on the host many times as much.
             map_ahead: whether a thread of the cache's maps and creates pages before they are needed: the next one of
                 each live slot, and prefixes that several requests share in slots that map nothing.
+            copy_from_pages: so many pages of its prefix, or more, a bind copies rather than maps, if contents may move:
+                to pages that its slot maps already, as far as its caller can spare them.
 
         Raises:
             ValueError: a size that cannot be.
@@ -226,7 +231,9 @@ class KVCache:
     def unlock(self, node: int) -> None:
         """Take one lock of a node back. InvariantError if it has none."""
 
-    def bind(self, namespace: str | None, node: int, tokens: int, guard_tokens: int = 0) -> tuple[int, str, int, int]:
+    def bind(
+        self, namespace: str | None, node: int, tokens: int, guard_tokens: int = 0, spare_pages: int = 0
+    ) -> tuple[int, str, int, int]:
         """Take an idle slot and back its first `tokens` tokens: the locked node's path by sharing, the rest anew.
 
         Until the slot is released, it locks the node itself too.
@@ -234,6 +241,8 @@ class KVCache:
         Args:
             guard_tokens: so many tokens behind the last can be read from now on, whatever they hold, for kernels that
                 read in whole tiles: where nothing is mapped there, the padding page is.
+            spare_pages: pages that nobody else is going to need while the request lives. Half of them, as far as they
+                exist and are free, may be taken for copies of what other requests hold (`copy_from_pages`).
 
         Returns:
             (slot, tail, pages shared, pages mapped), `tail` being what became of the path's partly filled last page:

@@ -177,10 +177,12 @@ def test_calls_that_nobody_made_are_told() -> None:
 
 @pytest.mark.parametrize("driver", ["none", "host"])
 def test_cold(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
-    sizes = ("--prefix", "1000", "--turn-in", "30", "--turn-out", "5", "--repeats", "3")
+    sizes = ("--prefix", "1000", "--turn-in", "30", "--turn-out", "5", "--repeats", "3", "--copy-from", "8")
     said = run(monkeypatch, "cold", "--no-server", "--driver", driver, *sizes, *CACHE[:-2], "--settle", "0.001")
     found = said["results"]["core"]
     assert len(found["cold"]) == len(found["warm"]) == 3
+    kinds = ("cold", "copied", "warm") if driver == "none" else ("cold", "warm")  # the host's contents do not move
+    assert {f"{kind}_us" for kind in kinds} <= set(found)
     for it in found["cold"]:
         # 64 tokens a page; the 16th is copied, since another request went on in it.
         assert (it["matched_tokens"], it["pages_shared"]) == (1000, 15)
@@ -189,10 +191,13 @@ def test_cold(monkeypatch: pytest.MonkeyPatch, driver: str) -> None:
     for it in found["warm"]:
         assert (it["matched_tokens"], it["pages_shared"], it["causes"]["alias"]) == (1000, 15, 0)
         assert it["pages_mapped"] <= 2
-    for kind in ("cold", "warm"):
+    for it in found.get("copied", ()):
+        assert (it["matched_tokens"], it["pages_shared"], it["causes"]["copied"]) == (1000, 0, 15)
+        assert it["pages_mapped"] <= 3
+    for kind in kinds:
         spent = found[f"{kind}_us"]
         assert spent["all"]["sum"] == pytest.approx(sum(spent[part]["sum"] for part in spent if part != "all"))
-    assert ("core: cold bind to launch, p99, ms" in said["results"]["targets"]) == (driver == "host")
+    assert ("core: cold bind to launch, mapped, p99, ms" in said["results"]["targets"]) == (driver == "host")
 
 
 def conversations(path: Path) -> None:

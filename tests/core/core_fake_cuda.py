@@ -136,6 +136,7 @@ class CudaWorld(World):
             mapping_limit=self.mapping_limit,
             move_pages=self.move_pages,
             map_ahead=self.map_ahead,
+            copy_from_pages=self.copy_from_pages,
         )
 
     def inject(self, cache: KVCache, fault: Fault) -> None:  # noqa: ARG002

@@ -173,7 +173,14 @@ class Request:
     """
 
     def __init__(
-        self, cache: KVCache, tokens: Sequence[int], *, namespace: str | None = None, room: int = 0, write: bool = True
+        self,
+        cache: KVCache,
+        tokens: Sequence[int],
+        *,
+        namespace: str | None = None,
+        room: int = 0,
+        spare: int = 0,
+        write: bool = True,
     ) -> None:
         self.cache = cache
         self.namespace = namespace
@@ -181,7 +188,8 @@ class Request:
         self.node, self.matched = cache.match(namespace, self.ids)
         cache.lock(self.node)
         try:
-            self.slot, self.tail, self.shared, self.mapped = cache.bind(namespace, self.node, len(self.ids) + room)
+            bound = cache.bind(namespace, self.node, len(self.ids) + room, spare_pages=spare)
+            self.slot, self.tail, self.shared, self.mapped = bound
         except BaseException:
             cache.unlock(self.node)
             raise

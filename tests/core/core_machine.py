@@ -294,6 +294,23 @@ class CoreMachine(RuleBasedStateMachine):
         self.grow_by({slot: self.expand(more)}, 255, fault)
         self.end(slot, True, "after")
 
+    @precondition(lambda self: any(it.ids for it in self.live.values()))
+    @rule(pick=picks, text=symbols, fault=bind_faults)
+    def join(self, pick: int, text: str, fault: Fault | None) -> None:
+        """A request goes on from where a live one is, after everything else was evicted: so pages are free where idle
+        slots map them."""
+        slot, it = self.pick_live(pick)
+        if not it.ids:
+            return
+        self.cache.evict(self.world.budget_pages)
+        self.note_evictions()
+        self.compute(slot, 255)
+        self.put(slot, it, it.written, True)
+        prompt = (it.ids + self.expand(text))[: self.longest]
+        joined = self.admit(it.namespace, prompt, None, None, 0, fault)
+        if joined is not None:
+            self.compute(joined, 255)
+
     @precondition(lambda self: not self.live and not self.locks and self.idle())
     @rule(
         namespace=st.sampled_from(NAMESPACES),
@@ -348,9 +365,12 @@ class CoreMachine(RuleBasedStateMachine):
         if self.world.move_pages and self.draining and errors == (OutOfPages,):
             errors = (OutOfPages, SlotsBusy)  # a slot that maps nothing may not be taken for a moment's need
         bound = None
+        guard = self.world.guard_tokens
+        spare = hashes[-1] % 24 if hashes and total_tokens == 0 else 0
+        copied = self.cache.counters()["pages_copied"]
         try:
             with self.expecting(*errors):
-                bound = self.attempt(lambda: self.cache.bind(namespace, node, total, self.world.guard_tokens), fault)
+                bound = self.attempt(lambda: self.cache.bind(namespace, node, total, guard, spare), fault)
         except SlotsBusy:
             assert self.world.move_pages
             assert self.draining
@@ -369,8 +389,13 @@ class CoreMachine(RuleBasedStateMachine):
         assert slot not in self.live
         assert slot not in self.draining, "a slot was taken that a forward still uses"
         assert (kind == "none") == (not tail)
-        assert shared == self.geometry.pages_for(matched) - (kind == "copied")
-        assert self.cache.slot_pages(slot)[:shared] == self.cache.path_pages(node)[:shared]
+        copied = self.cache.counters()["pages_copied"] - copied
+        assert copied == self.cache.costs(slot)["pages_copied"] <= (spare // 2 if self.world.move_pages else 0)
+        assert shared + copied == self.geometry.pages_for(matched) - (kind == "copied")
+        pages = zip(self.cache.slot_pages(slot), self.cache.path_pages(node)[: shared + copied], strict=False)
+        assert sum(own != path for own, path in pages) == copied
+        if copied > 0:
+            self.world.met["prefix copied"] += 1
         self.live[slot] = Live(namespace, prompt, hashes, total, matched, matched, matched, lock)
         return slot
 

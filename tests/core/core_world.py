@@ -24,6 +24,7 @@ class World:
     guard_tokens: int = 0
     move_pages: bool = False
     map_ahead: bool = False
+    copy_from_pages: int = 1
     late: bool = False  # whether the thread that maps ahead is waited for every few steps only
     met: Counter[str] = field(default_factory=Counter)
 
@@ -39,6 +40,7 @@ class World:
             inject_faults=True,
             move_pages=self.move_pages,
             map_ahead=self.map_ahead,
+            copy_from_pages=self.copy_from_pages,
         )
 
     def inject(self, cache: KVCache, fault: Fault) -> None:

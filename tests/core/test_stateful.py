@@ -36,6 +36,7 @@ def test_core_agrees_with_the_model(world: World) -> None:
         # What is read together is not about pages, and rare where few requests are live for long.
         assert set(world.met) >= must - ({"read together"} if world.move_pages else set())
         assert ("contents moved" in world.met) == world.move_pages
+        assert ("prefix copied" in world.met) == world.move_pages
         assert ("mapped ahead" in world.met) == world.map_ahead
         assert sum(name.startswith("failed ") for name in world.met) >= LEAST_FAILURES
     print(f"\n{world.name}: {dict(sorted(world.met.items()))}")

@@ -91,6 +91,7 @@ class VTensorPrefillAdder(PrefillAdder):
             self._charge(prefix, end, new if end == full else 0)
             self._step_pages += self._pages(prefix, end)
             self._mappable -= self._geometry.pages_for(full + new)
+            self.tree_cache.spare_pages = self._geometry.page_of(max(int(self.rem_total_tokens), 0))
         return result
 
     def add_chunked_req(self, req: Any) -> Any:

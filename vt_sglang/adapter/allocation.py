@@ -13,6 +13,7 @@ from vt_sglang._core import DriverError, KVCache, OutOfMemory, OutOfPages
 from vt_sglang.adapter.forwards import order_copies, wait_for_forwards
 from vt_sglang.adapter.patience import WAITS_IN_DECODE_S, patiently
 from vt_sglang.adapter.tree_cache import VTensorCache
+from vt_sglang.layout import Geometry
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,13 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
     order_copies(cache, batch)
     ends = batch.seq_lens_cpu.numpy()
     guard = cache.kv_pool.prefill_guard_tokens
+    spare, cache.spare_pages = cache.spare_pages, 0
     bound: list[Any] = []
     try:
         for req, end in zip(batch.reqs, ends.tolist(), strict=True):
             if req.req_pool_idx is None:
-                req.req_pool_idx = _bind(cache, req, end, guard)
+                req.req_pool_idx = _bind(cache, req, end, guard, spare)
+                spare -= cache.core.costs(req.req_pool_idx)["pages_copied"]
                 bound.append(req)
         slots = np.array([req.req_pool_idx for req in batch.reqs], dtype=np.int64)
         _grow(cache, slots, ends, _to_be_mixed(cache, batch))
@@ -112,11 +115,15 @@ def _grow(cache: VTensorCache, slots: np.ndarray, ends: np.ndarray, decoding: li
     patiently(cache, lambda: cache.core.grow(slots, ends, guard))
 
 
-def _bind(cache: VTensorCache, req: Any, end: int, guard: int) -> int:
+def _bind(cache: VTensorCache, req: Any, end: int, guard: int, spare: int) -> int:
     node = req.last_node
     if (length := cache.core.node_tokens(node)) != len(req.prefix_indices):
         raise RuntimeError(f"request {req.rid} has a prefix of {len(req.prefix_indices)} tokens, its node of {length}")
-    return patiently(cache, lambda: cache.core.bind(req.extra_key, node, end, guard)[0])
+    # It is never to want for what it copies now: neither for later chunks nor for all that it may generate, of which
+    # admission reckons with a part.
+    to_come = len(req.full_untruncated_fill_ids) - end + req.sampling_params.max_new_tokens - len(req.output_ids)
+    spare -= Geometry(cache.core.page_bytes, cache.core.token_bytes).pages_for(max(to_come, 0))
+    return patiently(cache, lambda: cache.core.bind(req.extra_key, node, end, guard, max(spare, 0))[0])
 
 
 def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> torch.Tensor:

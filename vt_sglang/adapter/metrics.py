@@ -53,6 +53,10 @@ _COUNTERS: dict[str, tuple[str, Callable[[_Counts], float]]] = {
         lambda it: it["pages_mapped_ahead"],
     ),
     "pages_moved": ("Contents moved to another page, so that a mapping could stay.", lambda it: it["pages_moved"]),
+    "pages_copied": (
+        "Pages of prefixes copied to a request's own, which its slot mapped already.",
+        lambda it: it["pages_copied"],
+    ),
     "guards_mapped": ("Those of the pages mapped that only make memory readable.", lambda it: it["guards_mapped"]),
     "slots_shed": ("Idle slots unmapped to stay under the system's limit of mappings.", lambda it: it["slots_shed"]),
     "tails_extended": ("Partly filled pages that a bind went on filling in place.", lambda it: it["tails_extended"]),
