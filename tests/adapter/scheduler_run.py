@@ -124,10 +124,11 @@ class Run:
         from sglang.srt.runtime_context import publish
         from sglang.srt.server_args import PortArgs, ServerArgs
 
-        if "mapping_limit" in settings:
+        if core := settings.get("core"):  # arguments in place of the adapter's
             from vt_sglang.adapter import pools
 
-            pools.KVCache = functools.partial(pools.KVCache, mapping_limit=settings["mapping_limit"])
+            make = pools.KVCache
+            pools.KVCache = lambda **arguments: make(**(arguments | core))
         # From a step on there is memory for so many pages; None: for all.
         self._memory: dict[int, int | None] = {int(step): it for step, it in settings.get("memory", {}).items()}
         if self._memory:

@@ -40,8 +40,8 @@ class Case:
     evicts: bool = False
     retractions: int = 0
     """At least so many."""
-    mapping_limit: int | None = None
-    """What the system lets the process map, in place of what it really does."""
+    core: dict[str, Any] = field(default_factory=dict)
+    """How the core is made, in place of how the adapter makes it."""
     memory: dict[int, int | None] = field(default_factory=dict)
     """From a step of the scheduler on: pages for which there is memory, whatever the budget allows. None: for all."""
 
@@ -94,7 +94,23 @@ CASES = [
         {"max_total_tokens": 20000, "context_length": 430},
         workload="growing",
         environment=RECKLESS,
-        mapping_limit=170,  # of which the longest request alone may need 160
+        core={"mapping_limit": 170},  # of which the longest request alone may need 160
+    ),
+    *(
+        Case(
+            f"moved and copied, {name}",
+            {"max_total_tokens": tokens, "enable_metrics": evicts},
+            workload="growing",
+            core={"move_pages": True, "copy_from_pages": 1},
+            environment=environment,
+            evicts=evicts,
+            retractions=retractions,
+        )
+        for name, tokens, environment, evicts, retractions in (
+            ("roomy", 20000, {}, False, 0),
+            ("tight", 1500, {}, True, 0),
+            ("tiny pool", 760, RECKLESS, True, 5),
+        )
     ),
     *(
         Case(
@@ -135,9 +151,7 @@ def stock(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
 def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     """Whatever befalls the requests, their outputs are stock's, and nothing is left behind."""
     environment = {"VTENSOR_PAGE_BYTES": str(case.page_bytes)} | case.environment
-    limits: dict[str, Any] = {"memory": case.memory}
-    if case.mapping_limit is not None:
-        limits["mapping_limit"] = case.mapping_limit
+    limits: dict[str, Any] = {"memory": case.memory, "core": case.core}
     result = _run(tmp_path, model, case.workload, VTENSOR | case.server_args, environment=environment, **limits)
     expected = stock[case.workload]
     assert result["cache"] == "VTensorCache"
@@ -158,6 +172,7 @@ def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str,
     assert counters["pages_aliased"] > 0
     assert counters["tails_extended"] > 0
     assert counters["tails_copied"] > 0
+    assert (counters["pages_copied"] > 0) == ("copy_from_pages" in case.core)
     assert result["retractions"] >= case.retractions
     assert (counters["nodes_evicted"] > 0) == case.evicts
     assert result["capacity"] <= case.server_args["max_total_tokens"]
@@ -234,6 +249,8 @@ def check_metrics(metrics: dict[str, float], state: dict[str, Any]) -> None:
         "evicted_nodes": counters["nodes_evicted"],
         "evicted_tokens": counters["tokens_evicted"],
         "pages_mapped": counters["pages_mapped"],
+        "pages_moved": counters["pages_moved"],
+        "pages_copied": counters["pages_copied"],
         "tails_copied": counters["tails_copied"],
         "driver_calls": counters["driver_calls"],
     }.items():

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contents move between pages of a GPU, beside kernels that read and write others: every conversation keeps its own.
-VT_STRESS_SECONDS=n makes it long."""
+"""Contents move between pages of a GPU, and are copied, beside kernels that read and write others: every conversation
+keeps its own. VT_STRESS_SECONDS=n makes it long."""
 
 import os
 import random
@@ -35,11 +35,12 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
         driver="cuda",
         page_bytes=0,
         token_bytes=PAGE // TOKENS_A_PAGE,
-        slots=7,
+        slots=9,
         slot_tokens=1040,
-        budget_pages=700,
+        budget_pages=900,
         move_pages=True,
         map_ahead=map_ahead,
+        copy_from_pages=8,
     )
     stream = torch.cuda.Stream()
     cache.set_stream(stream.cuda_stream)
@@ -52,6 +53,7 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
     system = [draw.randrange(2**30) for _ in range(200)]
     talks: list[list[int]] = [list(system) for _ in range(40)]
     flying: list[tuple[int, torch.cuda.Event]] = []
+    held: list[tuple[int, int]] = []  # slots and nodes of requests that go on, so that what they read cannot move
     checked = turns = waits = 0
     torch.cuda.synchronize()
 
@@ -68,16 +70,18 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
             talks[k] = list(system)
         talks[k] += [draw.randrange(2**30) for _ in range(draw.randrange(1, 100))]
         ids, more = array("q", talks[k]), [draw.randrange(2**30) for _ in range(draw.randrange(1, 40))]
+        if draw.random() < 0.1:
+            cache.evict(100)
         node, matched = cache.match(None, ids, len(ids) - 1, len(ids) + len(more))
         cache.lock(node)
         if len(flying) >= 4:
-            land(3)  # at least one of the six slots is idle
+            land(3)  # at least one of the six slots that none of the two holds is idle
         try:
-            slot = cache.bind(None, node, len(ids))[0]
+            slot = cache.bind(None, node, len(ids), spare_pages=200)[0]
         except SlotsBusy:
             land(0)
             waits += 1
-            slot = cache.bind(None, node, len(ids))[0]
+            slot = cache.bind(None, node, len(ids), spare_pages=200)[0]
         talks[k] += more
         whole = array("q", talks[k])
         cache.grow(torch.tensor([slot]).numpy(), torch.tensor([len(whole)]).numpy())
@@ -91,8 +95,11 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
             event.record()
         flying.append((number, event))
         cache.record(slot, whole)
-        cache.release(slot)
-        cache.unlock(node)
+        held.append((slot, node))
+        if len(held) > 2:
+            slot, node = held.pop(draw.randrange(3))
+            cache.release(slot)
+            cache.unlock(node)
         checked += matched
         turns += 1
     land(0)
@@ -101,4 +108,5 @@ def test_conversations_keep_their_contents(map_ahead: bool) -> None:
     assert int(wrong) == 0
     assert checked > 10_000
     assert counters["pages_moved"] > 1000
+    assert counters["pages_copied"] > 1000
     cache.check()

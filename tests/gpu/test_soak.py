@@ -51,6 +51,7 @@ def test_kv_after_a_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel
             "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS": "2",
             "VTENSOR_PREFILL_KERNEL": kernel,
         },
+        "core": {"copy_from_pages": 2},  # so that short prefixes are copied too
         "most_steps": 10**9,
         "check_every": 50,
         "workload": {
@@ -82,6 +83,7 @@ def test_kv_after_a_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel
     # Mappings change and contents move beside forwards, many a second.
     assert counters["pages_unmapped"] > 20 * SECONDS
     assert counters["pages_moved"] > 20 * SECONDS
+    assert counters["pages_copied"] > 0
     assert counters["pages_mapped_ahead"] > 0
     # What was soaked is sharing: some 100 tokens a bind were found, on pages of others and of the slot's last request.
     assert counters["tokens_matched"] > 20 * counters["binds"]
