@@ -260,12 +260,17 @@ class KVCache {
   void require_idle_slot() const;
   void await_own_slot(const Node* node, std::span<const PageId> path) const;
   bool may_map_more() const;
-  bool movable(PageId page, SlotId slot) const;
-  bool can_move_here(SlotId slot, std::size_t index, PageId page) const;
-  bool can_copy_here(SlotId slot, std::size_t index, PageId page) const;
-  std::size_t pages_to_map(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const;
   SlotId choose_slot(const Node* node);
+  // moves.cpp
+  bool movable(PageId page, SlotId slot) const;
+  bool can_copy_here(SlotId slot, std::size_t index, PageId page) const;
+  bool can_move_here(SlotId slot, std::size_t index, PageId page) const;
+  bool plan_move_here(SlotId slot, std::size_t index, PageId page);
+  std::size_t make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path);
+  std::size_t pages_to_map(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const;
   SlotId choose_slot_to_copy_to(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const;
+  std::size_t plan_copies(SlotId slot, std::span<const PageId> prefix, std::size_t copies);
+  void copy_prefix(std::span<const Fresh> copies, std::span<const PageId> path);
   // ahead.cpp
   void harvest();
   void settle(SlotId slot, std::size_t first, std::size_t last);
@@ -287,10 +292,6 @@ class KVCache {
   bool free_pages(std::size_t pages);
   void require(std::size_t pages);
   void acquire(std::vector<Fresh>& fresh);
-  bool plan_move_here(SlotId slot, std::size_t index, PageId page);
-  std::size_t plan_copies(SlotId slot, std::span<const PageId> prefix, std::size_t copies);
-  void copy_prefix(std::span<const Fresh> copies, std::span<const PageId> path);
-  std::size_t make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path);
   void give_back(const std::vector<Fresh>& fresh);
   void clear_created(const std::vector<Fresh>& fresh);
   void clear_if_new(PageId page, SlotId slot, std::size_t index);
