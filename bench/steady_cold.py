@@ -21,8 +21,8 @@ KINDS = ("cold", "copied", "warm")
 
 def measure(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int, settle_s: float) -> dict[str, Any]:
     """Requests of `prefix` shared tokens and `own` of their own, which stay live: so every one is bound to a slot that
-    no other has used. Then some more that come one after the other, to the slot of the one before; and as many that find
-    a slot in which free pages are mapped, if contents may move.
+    no other has used. Then some more that come one after the other, to the slot of the one before; and as many that
+    find a slot in which free pages are mapped, if contents may move.
 
     Args:
         guard: tokens behind the last that may be read.
@@ -82,7 +82,9 @@ def kinds(found: dict[str, Any]) -> list[str]:
 
 def _copied(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int) -> list[dict[str, Any]]:
     """Requests one after the other, beside one that holds the prefix, in a slot that maps free pages in its place."""
-    core = replace(shape, slots=2, budget_pages=4 * -(-shape.slot_tokens * shape.token_bytes // shape.page_bytes)).make()
+    core = replace(
+        shape, slots=2, budget_pages=4 * -(-shape.slot_tokens * shape.token_bytes // shape.page_bytes)
+    ).make()
     drawn = random.Random(1)
 
     def ids(count: int) -> "array[int]":

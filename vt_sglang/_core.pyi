@@ -36,9 +36,9 @@ class Counters(TypedDict):
 
     Matched tokens are those that binds found in the tree, and the sum of adopted (on pages that the slot mapped
     already), aliased (on pages that were mapped for it) and copied ones (copied or moved to pages that the slot mapped
-    already, or copied as a tail). A token counts where its last byte lies. Every page is a driver call of its own, also in a batch;
-    copies, which are only put on a stream, are none. `driver_ns` is the time spent in both, by whichever thread;
-    `driver_wait_ns` what those who called the cache spent so, or waiting for its own thread.
+    already, or copied as a tail). A token counts where its last byte lies. Every page is a driver call of its own, also
+    in a batch; copies, which are only put on a stream, are none. `driver_ns` is the time spent in both, by whichever
+    thread; `driver_wait_ns` what those who called the cache spent so, or waiting for its own thread.
     """
 
     binds: int
@@ -70,7 +70,8 @@ class Counters(TypedDict):
 class RequestCosts(TypedDict):
     """What one request has cost: pages of its prefix that its slot mapped already (adopted) or that were mapped for it
     (aliased); contents moved for it; pages of its prefix copied to pages of its own; free pages taken where its slot
-    mapped them; pages mapped and unmapped, guards too; and the time that its bind, and its part of growths, spent in the driver or waiting for it."""
+    mapped them; pages mapped and unmapped, guards too; and the time that its bind, and its part of growths, spent in
+    the driver or waiting for it."""
 
     pages_adopted: int
     pages_aliased: int

@@ -198,7 +198,9 @@ def test_beside_the_ideal(monkeypatch: pytest.MonkeyPatch, pace: tuple[str, ...]
     counters = dict.fromkeys(
         ("driver_calls", "pages_mapped", "pages_unmapped", "guards_mapped", "pages_created", "creations_failed"), 0
     )
-    counters |= dict.fromkeys(("pages_released", "pages_moved", "pages_copied", "tails_copied", "tokens_aliased", "driver_ns"), 0)
+    counters |= dict.fromkeys(
+        ("pages_released", "pages_moved", "pages_copied", "tails_copied", "tokens_aliased", "driver_ns"), 0
+    )
 
     async def state(server: Any) -> dict[str, Any] | None:
         return {"counters": counters, "page_bytes": 4096, "token_bytes": 64} if "v" in server.launch.name else None

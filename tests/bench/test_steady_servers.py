@@ -53,7 +53,9 @@ def test_passes(bench: Bench, monkeypatch: pytest.MonkeyPatch, together: bool) -
     counters = dict.fromkeys(
         ("driver_calls", "pages_mapped", "pages_unmapped", "guards_mapped", "pages_created", "creations_failed"), 0
     )
-    counters |= dict.fromkeys(("pages_released", "pages_moved", "pages_copied", "tails_copied", "tokens_aliased", "driver_ns"), 0)
+    counters |= dict.fromkeys(
+        ("pages_released", "pages_moved", "pages_copied", "tails_copied", "tokens_aliased", "driver_ns"), 0
+    )
     asked: list[str] = []
 
     async def state(server: Any) -> dict[str, Any] | None:

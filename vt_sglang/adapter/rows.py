@@ -75,6 +75,7 @@ def _told(core: KVCache, slot: int) -> str:
         f"{costs['pages_adopted'] * core.page_bytes} bytes of its prefix adopted, "
         f"{costs['pages_aliased'] * core.page_bytes} aliased; {costs['pages_mapped']} pages mapped, "
         f"{costs['pages_unmapped']} unmapped, {costs['pages_reused']} taken where they were mapped, "
-        f"{costs['pages_moved']} moved, {costs['pages_copied']} copied; tail {'copied' if costs['tail_copied'] else 'not copied'}; "
+        f"{costs['pages_moved']} moved, {costs['pages_copied']} copied; "
+        f"tail {'copied' if costs['tail_copied'] else 'not copied'}; "
         f"{costs['driver_wait_ns'] / 1e6:.3f} ms in the driver"
     )
