@@ -475,6 +475,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("token_bytes", [](PyCache& it) { return it->geometry().token_bytes; })
       .def_prop_ro("slots", [](PyCache& it) { return it->slots(); })
       .def_prop_ro("slot_tokens", [](PyCache& it) { return it->slot_tokens(); })
+      .def_prop_ro("copy_from_pages", [](PyCache& it) { return it->copy_from_pages(); })
       .def_prop_ro("block_tokens", [](PyCache& it) { return it->block_tokens(); })
       .def_prop_ro("slot_bytes", [](PyCache& it) { return it->slot_bytes(); })
       .def_prop_ro("total_tokens", [](PyCache& it) { return it->total_tokens(); })

@@ -378,6 +378,8 @@ void KVCache::grow(std::span<const SlotId> slots, std::span<const std::size_t> t
     if (i >= guards) --costs.pages_reused;
     costs.driver_wait_ns += waited / changes.size();
   }
+  if (changes.empty())  // what it took to move contents
+    for (const Fresh& it : fresh) slots_[it.slot].costs.driver_wait_ns += waited / fresh.size();
   for (std::size_t i = 0; i < slots.size(); ++i) {
     Slot& it = slots_[slots[i]];
     live_tokens_ += tokens[i] - it.tokens;

@@ -198,6 +198,8 @@ class KVCache {
   SlotId slots() const { return arena_.slots(); }
   std::size_t slot_tokens() const { return arena_.slot_tokens(); }
   std::size_t block_tokens() const { return tree_.block_tokens(); }
+  // 0 where contents do not move.
+  std::size_t copy_from_pages() const { return move_pages_ ? copy_from_pages_ : 0; }
   std::size_t slot_bytes() const { return arena_.slot_bytes(); }
   Driver& driver() { return *driver_; }
   std::size_t physical_bytes() const;
@@ -296,6 +298,7 @@ class KVCache {
   void clear_created(const std::vector<Fresh>& fresh);
   void clear_if_new(PageId page, SlotId slot, std::size_t index);
   void touch(PageId page);
+  void touch_all(std::span<const Move> moves);
   std::size_t add_guards(SlotId slot, std::size_t tokens, std::size_t guard_tokens, std::vector<Change>& changes) const;
   void map(std::span<const Change> changes, SlotId binding);
   void shed(std::span<const Change> changes, SlotId binding);

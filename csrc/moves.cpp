@@ -47,11 +47,20 @@ bool KVCache::plan_move_here(SlotId slot, std::size_t index, PageId page) {
   return true;
 }
 
+// Ahead of the moves, of which some may be under way when one fails.
+void KVCache::touch_all(std::span<const Move> moves) {
+  for (const Move& it : moves) {
+    touch(it.to);
+    touch(it.from);
+  }
+}
+
 // Makes the moves that are planned. Returns how many of them are of the path.
 std::size_t KVCache::make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path) {
   if (scratch_.planned.empty()) return 0;
   scratch_.moves.clear();
   for (const Planned& it : scratch_.planned) scratch_.moves.push_back(it.move);
+  touch_all(scratch_.moves);
   try {
     driver_->move(scratch_.moves);
   } catch (const DriverError&) {
@@ -63,8 +72,6 @@ std::size_t KVCache::make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& 
   std::size_t of_path = 0;
   for (const auto& [move, is_of_path, at] : scratch_.planned) {
     tree_.exchange(move.to, move.from);
-    touch(move.to);
-    touch(move.from);
     counters_.pages_moved += move.swap ? 2 : 1;
     of_path += is_of_path;
     if (!is_of_path) {
@@ -130,11 +137,8 @@ std::size_t KVCache::plan_copies(SlotId slot, std::span<const PageId> prefix, st
 void KVCache::copy_prefix(std::span<const Fresh> copies, std::span<const PageId> path) {
   scratch_.moves.clear();
   for (const Fresh& it : copies) scratch_.moves.push_back({it.page, path[it.index], false});
+  touch_all(scratch_.moves);
   driver_->move(scratch_.moves);
-  for (const Move& it : scratch_.moves) {
-    touch(it.to);
-    touch(it.from);
-  }
 }
 
 }  // namespace vt

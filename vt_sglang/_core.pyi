@@ -197,6 +197,9 @@ class KVCache:
         """Tokens from one slot to the next: token `p` of slot `s` has index `s * slot_tokens + p`."""
 
     @property
+    def copy_from_pages(self) -> int:
+        """As given; 0 where contents do not move, so that nothing is copied."""
+    @property
     def block_tokens(self) -> int:
         """Tokens of a block, see `new_blocks`; 0 for no blocks."""
 

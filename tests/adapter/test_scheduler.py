@@ -49,6 +49,8 @@ class Case:
 # Admission that forgets at once what running requests will still need, so that they are retracted again and again.
 RECKLESS = {"SGLANG_MIN_NEW_TOKEN_RATIO_FACTOR": "0", "SGLANG_NEW_TOKEN_RATIO_DECAY_STEPS": "2"}
 
+MOVED = {"move_pages": True}
+
 # The longest request takes 420 tokens; a tiny pool has room for little more than one such.
 CASES = [
     Case("plain", {"max_total_tokens": 20000, "disable_overlap_schedule": True}),
@@ -101,7 +103,7 @@ CASES = [
             f"moved and copied, {name}",
             {"max_total_tokens": tokens, "enable_metrics": evicts},
             workload="growing",
-            core={"move_pages": True, "copy_from_pages": 1},
+            core=MOVED | {"copy_from_pages": 1},
             environment=environment,
             evicts=evicts,
             retractions=retractions,
@@ -121,12 +123,14 @@ CASES = [
             evicts=True,
             retractions=2,
             memory=memory,  # 0: for no more pages than there are then
+            core=core,
         )
-        for name, args, memory in (
-            ("while others run", {"disable_overlap_schedule": True}, {40: 0}),
-            ("between chunks", {}, {14: 0}),
-            ("mixed chunks", {"enable_mixed_chunk": True}, {14: 0}),
-            ("for a while", {}, {40: 0, 500: None}),
+        for name, args, memory, core in (
+            ("while others run", {"disable_overlap_schedule": True}, {40: 0}, {}),
+            ("between chunks", {}, {14: 0}, {}),
+            ("mixed chunks", {"enable_mixed_chunk": True}, {14: 0}, {}),
+            ("for a while", {}, {40: 0, 500: None}, {}),
+            ("with copies", {}, {40: 0}, MOVED | {"copy_from_pages": 1}),
         )
     ),
     Case("stock attention", {"max_total_tokens": 1200, "attention_backend": "torch_native"}, evicts=True),

@@ -91,7 +91,8 @@ class VTensorPrefillAdder(PrefillAdder):
             self._charge(prefix, end, new if end == full else 0)
             self._step_pages += self._pages(prefix, end)
             self._mappable -= self._geometry.pages_for(full + new)
-            self.tree_cache.spare_pages = self._geometry.page_of(max(int(self.rem_total_tokens), 0))
+            if 0 < self._core.copy_from_pages <= self._geometry.page_of(prefix):
+                self.tree_cache.spare_pages = self._spare_pages
         return result
 
     def add_chunked_req(self, req: Any) -> Any:
@@ -122,6 +123,22 @@ class VTensorPrefillAdder(PrefillAdder):
         self._step_pages += pages
         self._mappable -= pages
         return unfinished
+
+    def _spare_pages(self) -> int:
+        """Pages that are free even when the step has what it takes, and would be left if all requests, running and let
+        in, came to their longest. To be asked before any of the step's requests has its memory."""
+        running = [] if self.running_batch is None else self.running_batch.reqs
+        requests = [*(req for req in running if not req.finished()), *self.can_run_list]
+        promised = sum(self._still_to_take(req) for req in requests)
+        free = self._core.usage()["free_pages"] - self._step_pages
+        return max(min(free, self._core.deliverable_pages() - promised), 0)
+
+    def _still_to_take(self, req: Any) -> int:
+        """Pages, until the request has come to its longest."""
+        end = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
+        if req.req_pool_idx is None:
+            return self._pages(len(req.prefix_indices), end)
+        return max(self._geometry.pages_for(end) - self._geometry.pages_for(req.kv.kv_allocated_len), 0)
 
     def _alone(self, live_slots: int) -> bool:
         """Whether only so many requests hold memory, and nobody else is about to."""

@@ -13,13 +13,12 @@ from vt_sglang._core import DriverError, KVCache, OutOfMemory, OutOfPages
 from vt_sglang.adapter.forwards import order_copies, wait_for_forwards
 from vt_sglang.adapter.patience import WAITS_IN_DECODE_S, patiently
 from vt_sglang.adapter.tree_cache import VTensorCache
-from vt_sglang.layout import Geometry
 
 logger = logging.getLogger(__name__)
 
 
 class PrefillMemoryError(RuntimeError):
-    """There is no memory to map for a batch that was admitted. Its requests are locked, and hold what they held before
+    """There is no memory for a batch that was admitted. Its requests are locked, and hold what they held before
     it: nothing, but for one that goes on with its next chunk."""
 
     def __init__(self, reqs: list[Any], message: str) -> None:
@@ -35,7 +34,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
         Locations of the new tokens (int64, batch's device), and the slots (int64) there and on the CPU.
 
     Raises:
-        PrefillMemoryError: the driver has no memory to map what the requests need.
+        PrefillMemoryError: there is no memory for what the requests need, or for mapping it.
         RuntimeError: anything else that the driver fails in. In both cases nobody keeps what this batch was given.
     """
     cache = batch.tree_cache
@@ -45,7 +44,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
     order_copies(cache, batch)
     ends = batch.seq_lens_cpu.numpy()
     guard = cache.kv_pool.prefill_guard_tokens
-    spare, cache.spare_pages = cache.spare_pages, 0
+    spare, cache.spare_pages = cache.spare_pages(), int
     bound: list[Any] = []
     try:
         for req, end in zip(batch.reqs, ends.tolist(), strict=True):
@@ -61,7 +60,7 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
             cache.core.release(req.req_pool_idx)
             req.req_pool_idx = None
         failure = _out_of_memory(cache, "prefill", batch.extend_num_tokens, error)
-        if isinstance(error, OutOfMemory):
+        if isinstance(error, OutOfMemory | OutOfPages):
             raise PrefillMemoryError(batch.reqs, str(failure)) from error
         raise failure from error
     for req in bound:
@@ -119,11 +118,7 @@ def _bind(cache: VTensorCache, req: Any, end: int, guard: int, spare: int) -> in
     node = req.last_node
     if (length := cache.core.node_tokens(node)) != len(req.prefix_indices):
         raise RuntimeError(f"request {req.rid} has a prefix of {len(req.prefix_indices)} tokens, its node of {length}")
-    # It is never to want for what it copies now: neither for later chunks nor for all that it may generate, of which
-    # admission reckons with a part.
-    to_come = len(req.full_untruncated_fill_ids) - end + req.sampling_params.max_new_tokens - len(req.output_ids)
-    spare -= Geometry(cache.core.page_bytes, cache.core.token_bytes).pages_for(max(to_come, 0))
-    return patiently(cache, lambda: cache.core.bind(req.extra_key, node, end, guard, max(spare, 0))[0])
+    return patiently(cache, lambda: cache.core.bind(req.extra_key, node, end, guard, spare)[0])
 
 
 def alloc_for_decode(original: Callable[..., Any], batch: Any, token_per_req: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class VTensorCache(BasePrefixCache):
         self.elastic = Elastic(self.core, config.idle_trim)
         self.hopeless: list[Any] = []  # requests for which there is no memory, though nothing else runs
         self.short_of_memory = False  # as was told last
-        self.spare_pages = 0  # that the prefill batch being made leaves, and what running requests are reckoned to take
+        # How many pages the prefill batch being made, and all that runs, can spare for copies.
+        self.spare_pages: Callable[[], int] = int
         self.mixing: Any = None  # the running batch that the prefill batch being made may be mixed with
         self.events = BlockEvents(self.core) if params.enable_kv_cache_events and self.core.block_tokens else None
         self.last_forward = 0
