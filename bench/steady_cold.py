@@ -68,7 +68,7 @@ def measure(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int, se
         core.complete_forward(spent.pop("forward"))
         found["warm"].append(spent)
     del core
-    if shape.move_pages:
+    if 0 < shape.copy_from_pages <= prefix * shape.token_bytes // shape.page_bytes and shape.move_pages:
         found["copied"] = _copied(shape, prefix=prefix, own=own, guard=guard, repeats=repeats)
     for kind in kinds(found):
         found[f"{kind}_us"] = {part: times([it["ns"][part] for it in found[kind]]) for part in (*PARTS, "all")}
@@ -77,7 +77,7 @@ def measure(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int, se
 
 def kinds(found: dict[str, Any]) -> list[str]:
     """Of requests, those that were measured."""
-    return [kind for kind in KINDS if kind in found]
+    return [kind for kind in KINDS if found.get(kind)]
 
 
 def _copied(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int) -> list[dict[str, Any]]:
@@ -99,9 +99,8 @@ def _copied(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int) ->
     found = []
     for _ in range(repeats):
         slot, node, spent = _start(core, shared + ids(own), guard, spare=core.usage()["budget_pages"])
-        returned = time.perf_counter_ns()
-        _await_device(shape.driver)
-        spent["on_device_us"] = (time.perf_counter_ns() - returned) / 1e3
+        if shape.driver == "cuda":
+            spent["on_device_us"] = _await_device()
         core.complete_forward(spent.pop("forward"))
         core.release(slot)
         core.unlock(node)
@@ -109,11 +108,13 @@ def _copied(shape: Shape, *, prefix: int, own: int, guard: int, repeats: int) ->
     return found
 
 
-def _await_device(driver: str) -> None:
-    if driver == "cuda":
-        import torch
+def _await_device() -> float:
+    """Returns how long that took."""
+    import torch
 
-        torch.cuda.synchronize()
+    start = time.perf_counter_ns()
+    torch.cuda.synchronize()
+    return (time.perf_counter_ns() - start) / 1e3
 
 
 def _start(core: KVCache, ids: "array[int]", guard: int, spare: int = 0) -> tuple[int, int, dict[str, Any]]:
@@ -166,7 +167,6 @@ def show(console: Console, found: dict[str, Any]) -> None:
                 cells.append(f"{last['driver_ns'] / 1e3:,.1f}")
             table.add_row(f"{kind}: {part}", *cells)
     console.print(table)
-    if "copied" in found:
-        device = sorted(it["on_device_us"] for it in found["copied"])
+    if device := sorted(it["on_device_us"] for it in found.get("copied", ()) if "on_device_us" in it):
         console.print(f"Copies take the device {device[len(device) // 2] / 1e3:,.2f} ms then.", highlight=False)
     console.print(f"The prefix's own pages, created and mapped: {found['created_us'] / 1e3:,.2f} ms.", highlight=False)

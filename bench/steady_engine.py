@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from steady_causes import Ledger, Result
@@ -146,11 +147,12 @@ class Engine:
                     f"{core.total_tokens:,}"
                 )
             return None
+        spare = self._spare_pages([it for it, _ in batch], pages)
         for request, end in batch:
             if request.slot == 0:
-                request.slot = self._patiently(
-                    f"bind, {request.turn.kind}", lambda request=request, end=end: self._bind(request, end)
-                )
+                bind = partial(self._bind, request, end, spare)
+                request.slot = self._patiently(f"bind, {request.turn.kind}", bind)
+                spare -= core.costs(request.slot)["pages_copied"]
                 self.matched_tokens += request.matched
             request.backed = end
         requests = [request for request, _ in batch]
@@ -160,16 +162,28 @@ class Engine:
         self._running += [it for it in requests if it is not self._chunked]
         return forward
 
-    def _bind(self, request: Request, end: int) -> int:
-        return self._core.bind(request.turn.namespace, request.node, end, self._pace.guard_tokens)[0]
+    def _bind(self, request: Request, end: int, spare: int) -> int:
+        return self._core.bind(request.turn.namespace, request.node, end, self._pace.guard_tokens, spare)[0]
+
+    def _spare_pages(self, batch: Sequence[Request], step_pages: int) -> int:
+        """Pages that are free beside those of the step, and not promised to anybody."""
+        longest = max((self._geometry.page_of(it.matched) for it in batch if it.slot == 0), default=0)
+        if not 0 < self._core.copy_from_pages <= longest:
+            return 0
+        free = self._core.usage()["free_pages"] - step_pages
+        return max(min(free, self._core.deliverable_pages() - self._promised(batch)), 0)
 
     def _fits(self, request: Request, batch: Sequence[Request]) -> bool:
         """Whether pages are left for all of it, after what those that run and those of the batch may still take."""
+        return self._core.deliverable_pages() >= self._promised([*batch, request])
+
+    def _promised(self, batch: Sequence[Request]) -> int:
+        """Pages that those that run and those of the batch may still take."""
         pages_for, page_of = self._geometry.pages_for, self._geometry.page_of
-        promised = pages_for(request.most_tokens) - page_of(request.matched)
+        promised = 0
         for it in {id(it): it for it in (*self._running, *batch)}.values():
             promised += pages_for(it.most_tokens) - (pages_for(it.backed) if it.slot else page_of(it.matched))
-        return self._core.deliverable_pages() >= promised
+        return promised
 
     def _decode(self) -> Forward | None:
         if not self._running:

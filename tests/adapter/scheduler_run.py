@@ -167,9 +167,16 @@ class Run:
         from branches import Branches
         from generations import Generations
         from soak import Soak
+        from trunk import Trunk
         from workload import Workload
 
-        kinds = {"soak": Soak, "generations": Generations, "workload": Workload, "branches": Branches}
+        kinds = {
+            "soak": Soak,
+            "generations": Generations,
+            "workload": Workload,
+            "branches": Branches,
+            "trunk": Trunk,
+        }
         self.batch: list[str] = []  # its requests
         self.modes: Counter[str] = Counter()  # of the batches that were run
         # Requests, positions [requests] and the log probabilities there of what was forced to come next [requests].

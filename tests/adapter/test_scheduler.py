@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from schedulers import SERVER_ARGS, STOCK, VTENSOR, run_scheduler
+from toy import VOCABULARY
 
 WORKLOADS = {
     "varied": {"conversations": 6, "turns": 4, "new": 48},
@@ -190,6 +191,44 @@ def test_outputs_equal_stock(case: Case, model: Path, stock: dict[str, dict[str,
         check_metrics(result["metrics"], result["vtensor"])
     if case.memory:
         assert (usage["withheld_pages"] == 0) == (list(case.memory.values())[-1] is None)
+
+
+@pytest.mark.parametrize(
+    ("server_args", "sizes"),
+    [
+        (
+            {"max_total_tokens": 20000, "chunked_prefill_size": 1024},
+            {"trunk": 64, "fill": 320, "fills": 2, "large": 540, "new": 60, "memory_ends": True},
+        ),
+        (
+            {"max_total_tokens": 2400, "chunked_prefill_size": 128, "context_length": 2200},
+            {"trunk": 600, "fill": 580, "fills": 4, "large": 1450, "new": 120, "memory_ends": False},
+        ),
+    ],
+    ids=["pages of the same step", "later chunks"],
+)
+def test_copies_take_nothing_that_others_will_need(
+    server_args: dict[str, Any], sizes: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    """Requests are let in, retracted and done as if nothing were copied."""
+    runs = {}
+    for name, copy_from in (("with copies", 1), ("without", 10**6)):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = {
+            "server_args": SERVER_ARGS | VTENSOR | {"model_path": str(model)} | server_args,
+            "workload": {"kind": "trunk", "seed": 1, "vocabulary": VOCABULARY} | sizes,
+            "core": MOVED | {"copy_from_pages": copy_from},
+            "environment": {"VTENSOR_PAGE_BYTES": "4096"},
+            "memory": {10**9: 0},  # so that its end can be told of
+        }
+        runs[name] = run_scheduler(folder, settings)
+    with_copies, without = runs["with copies"], runs["without"]
+    assert with_copies["vtensor"]["counters"]["pages_copied"] > 0
+    assert without["vtensor"]["counters"]["pages_copied"] == 0
+    for name in ("outputs", "steps", "retractions"):
+        assert with_copies[name] == without[name], name
+    assert set(with_copies["outputs"]) >= {"holder", "copier", "large"}
 
 
 @pytest.mark.parametrize(
