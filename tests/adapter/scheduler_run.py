@@ -76,18 +76,18 @@ def poison_index_table() -> None:
 
 
 class _Unmappable:
-    """A core whose driver has no memory for any mapping."""
+    """A core whose driver has no memory for any mapping; or one without the pages that admission counted on."""
 
-    def __init__(self, core: Any) -> None:
-        self._core = core
+    def __init__(self, core: Any, error: str) -> None:
+        self._core, self._error = core, error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
     def bind(self, *_: Any) -> None:
-        from vt_sglang._core import OutOfMemory
+        from vt_sglang import _core
 
-        raise OutOfMemory("cuMemMap failed")
+        raise getattr(_core, self._error)("cuMemMap failed")
 
     grow = bind
 
@@ -138,6 +138,7 @@ class Run:
 
         # Steps in which the driver has no memory to map anything, as [first, behind the last].
         self._unmappable = [range(*steps) for steps in settings.get("unmappable", [])]
+        self._unmappable_error = settings.get("unmappable_error", "OutOfMemory")
         # Likewise, where only requests that decode cannot grow.
         self._ungrowable = [range(*steps) for steps in settings.get("ungrowable", [])]
         if self._unmappable or self._ungrowable:
@@ -320,7 +321,7 @@ class Run:
         if self._unmappable:
             real = core._core if isinstance(core, _Unmappable) else core
             lacking = any(self.steps in steps for steps in self._unmappable)
-            scheduler.tree_cache.core = _Unmappable(real) if lacking else real
+            scheduler.tree_cache.core = _Unmappable(real, self._unmappable_error) if lacking else real
         if self._ungrowable:
             if not isinstance(core, _Ungrowable):
                 core = scheduler.tree_cache.core = _Ungrowable(core)

@@ -238,8 +238,9 @@ def test_copies_take_nothing_that_others_will_need(
         ({}, {"unmappable": [[12, 14], [40, 42], [70, 71]]}),
         ({"enable_mixed_chunk": True}, {"unmappable": [[12, 14], [40, 42], [70, 71]]}),
         ({"enable_mixed_chunk": True}, {"ungrowable": [[12, 14], [40, 42], [70, 71]]}),
+        ({}, {"unmappable": [[12, 14], [25, 26]], "unmappable_error": "OutOfPages"}),
     ],
-    ids=["no overlap", "overlap", "mixed chunks", "mixed chunks, only for those that decode"],
+    ids=["no overlap", "overlap", "mixed chunks", "mixed chunks, only for those that decode", "no pages"],
 )
 def test_what_cannot_be_mapped_ends_requests_and_not_the_server(
     server_args: dict[str, Any],

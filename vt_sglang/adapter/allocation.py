@@ -172,7 +172,7 @@ def check_decode_mem(original: Callable[..., Any], batch: Any, selected_indices:
             return False
     try:
         patiently(cache, lambda: cache.core.grow(slots, ends, cache.kv_pool.decode_guard_tokens), WAITS_IN_DECODE_S)
-    except OutOfMemory as error:
+    except (OutOfMemory, OutOfPages) as error:
         logger.warning("%s: of %d requests that are decoded, some have to wait", error, len(reqs))
         return False
     return True
