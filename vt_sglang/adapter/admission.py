@@ -138,7 +138,7 @@ class VTensorPrefillAdder(PrefillAdder):
         end = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
         if req.req_pool_idx is None:
             return self._pages(len(req.prefix_indices), end)
-        return max(self._geometry.pages_for(end) - self._geometry.pages_for(req.kv.kv_allocated_len), 0)
+        return max(self._geometry.pages_for(end) - self._geometry.pages_for(int(req.kv.kv_allocated_len)), 0)
 
     def _alone(self, live_slots: int) -> bool:
         """Whether only so many requests hold memory, and nobody else is about to."""
