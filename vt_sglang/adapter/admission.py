@@ -131,14 +131,14 @@ class VTensorPrefillAdder(PrefillAdder):
         requests = [*(req for req in running if not req.finished()), *self.can_run_list]
         promised = sum(self._still_to_take(req) for req in requests)
         free = self._core.usage()["free_pages"] - self._step_pages
-        return max(min(free, self._core.deliverable_pages() - promised), 0)
+        return int(max(min(free, self._core.deliverable_pages() - promised), 0))
 
     def _still_to_take(self, req: Any) -> int:
         """Pages, until the request has come to its longest."""
         end = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
         if req.req_pool_idx is None:
             return self._pages(len(req.prefix_indices), end)
-        return max(self._geometry.pages_for(end) - self._geometry.pages_for(int(req.kv.kv_allocated_len)), 0)
+        return max(self._geometry.pages_for(end) - self._geometry.pages_for(req.kv.kv_allocated_len), 0)
 
     def _alone(self, live_slots: int) -> bool:
         """Whether only so many requests hold memory, and nobody else is about to."""
