@@ -38,6 +38,7 @@ def test_without_kernels_for_gpus_it_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = str(RESULTS.parent / "kernels.py")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "attention_decode", None)
     monkeypatch.setattr(sys, "argv", ["kernels.py", "decode"])
     with pytest.raises(SystemExit, match=r"attention_decode.*It needs SGLang with its kernels for GPUs"):
@@ -47,6 +48,16 @@ def test_without_kernels_for_gpus_it_says_what_it_needs(
         runpy.run_path(script, run_name="__main__")
     assert ended.value.code == 0
     assert "decode,prefill,shared" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("operation", ["decode", "prefill", "shared"])
+def test_without_a_gpu_it_says_so_first(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that kernels are missing, which would not help without one either."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, f"attention_{operation}", None)
+    monkeypatch.setattr(sys, "argv", ["kernels.py", operation])
+    with pytest.raises(SystemExit, match=r"^bench/kernels\.py: it needs a CUDA GPU"):
+        runpy.run_path(str(RESULTS.parent / "kernels.py"), run_name="__main__")
 
 
 def test_the_floor_of_prefill_is_the_longer_of_computing_and_reading() -> None:
