@@ -25,8 +25,8 @@ def arena_layers(layer_bytes: int, memory: int) -> tuple[int, int]:
 
 
 class VirtualTensors:
-    """An arena, token-major, as a tensor: plain memory in the layout and with the strides of a server's. A token has the
-    `layers` that fit, of the 32 of a model, and so the stride of a model of so many.
+    """An arena, token-major, as a tensor: plain memory in a server's layout. Of a model's 32 layers it has as many as fit,
+    `layers`, and the strides of a model of so many.
 
     Args:
         lengths: tokens of each request.

@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--repeats", type=positive, default=3, metavar="N")
     load.add_argument("--runs-per-start", type=positive, default=1, metavar="M")
     servers = parser.add_argument_group("servers")
-    servers.add_argument("--model", type=Path, help="folder with a config.json; default: the toy model of vt-sglang chat")
+    servers.add_argument(
+        "--model", type=Path, help="folder with a config.json; default: the toy model of vt-sglang chat"
+    )
     servers.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     servers.add_argument(
         "--side",

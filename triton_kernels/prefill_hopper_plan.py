@@ -153,7 +153,7 @@ class HopperPlan:
         kv_heads: of the model.
         head_dim: elements of a head.
         device: where the batch is.
-        processors: programs that run at once, in place of the device's multiprocessors; a device that is no GPU has none.
+        processors: programs that run at once, in place of the device's multiprocessors, which only a GPU has.
 
     Raises:
         ValueError: no kernel can take such heads, or there are no processors.

@@ -384,7 +384,9 @@ def test_sliding_windows_with_a_pool_of_their_own(tmp_path: Path, off: bool) -> 
     config.architectures = ["Step3p5ForCausalLM"]
     config.save_pretrained(tmp_path)
     options = {"radix_cache_backend": "vtensor", "skip_tokenizer_init": True, "disable_hybrid_swa_memory": off}
-    says = "Step3p5ForCausalLM: it keeps a pool of its own for sliding-window layers; add --disable-hybrid-swa-memory, or"
+    says = (
+        "Step3p5ForCausalLM: it keeps a pool of its own for sliding-window layers; add --disable-hybrid-swa-memory, or"
+    )
     with nullcontext() if off else pytest.raises(ValueError, match=f"{says} serve it without --radix-cache-backend"):
         ServerArgs(str(tmp_path), device="cpu", **options)
 

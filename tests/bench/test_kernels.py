@@ -70,8 +70,8 @@ def test_layers_of_the_arena_on_an_h100(operations: tuple[ModuleType, ModuleType
 
 def test_the_arena_has_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     empty, randperm = torch.empty, torch.randperm
-    monkeypatch.setattr(torch, "empty", lambda *sizes, dtype, device: empty(*sizes, dtype=dtype))
-    monkeypatch.setattr(torch, "randperm", lambda count, device: randperm(count))
+    monkeypatch.setattr(torch, "empty", lambda *sizes, dtype, **_: empty(*sizes, dtype=dtype))
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: randperm(count))
     device = SimpleNamespace(total_memory=1_000_000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
     tensors = kv_layouts.VirtualTensors([30, 20], 1)  # 30,720 bytes a layer
