@@ -25,8 +25,8 @@ def arena_layers(layer_bytes: int, memory: int) -> tuple[int, int]:
 
 
 class VirtualTensors:
-    """An arena, token-major, as a tensor: plain memory in a server's layout, with as many of a model's 32 layers as fit,
-    `layers`, and the strides of a model of so many.
+    """An arena, token-major, as a tensor: plain memory in a server's layout, with as many of a model's 32 layers as
+    fit, `layers`, and the strides of a model of so many.
 
     Args:
         lengths: tokens of each request.
