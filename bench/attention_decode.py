@@ -133,7 +133,8 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
         tensors = VirtualTensors(shape.lengths, shape.kv_heads)
         lengths = torch.tensor(shape.lengths, dtype=torch.int32, device="cuda")
         q = torch.randn(len(shape.lengths), shape.heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        row: dict[str, Any] = {"shape": shape.name, "floor_us": shape.bytes / ceiling * 1e6}
+        row: dict[str, Any] = {"shape": shape.name, "layers": tensors.layers}
+        row["floor_us"] = shape.bytes / ceiling * 1e6
         sides = {
             f"fa3_page{page}": paged_decode(q, paged.buffers, paged.table, lengths, max(shape.lengths))
             for page, paged in ((page, Paged(shape.lengths, tensors, page)) for page in (1, 64))

@@ -152,7 +152,7 @@ def measure(sweep: bool, short: bool = False) -> list[dict[str, Any]]:
     rows = []
     for shape in prefill_shapes(short):
         batch = Batch(shape)
-        row: dict[str, Any] = {"shape": shape.name, "gigaflop": shape.flops / 1e9}
+        row: dict[str, Any] = {"shape": shape.name, "layers": batch.tensors.layers, "gigaflop": shape.flops / 1e9}
         row["floor_us"] = shape.floor_seconds(flops, read) * 1e6
         scattered = Paged(shape.lengths, batch.tensors, 1)
         sides = {

@@ -256,7 +256,8 @@ def measure(sweep: bool) -> list[dict[str, Any]]:
             error = relative_error(run(0), expected)
             assert error < 2e-2, f"{shape.name}: {name} disagrees by {error}"
         seconds = sides_seconds({name: rotated(run, tensors) for name, run in sides.items()})
-        row: dict[str, Any] = {"shape": shape.name, "floor_us": shape.tokens * _TOKEN_BYTES / ceiling * 1e6}
+        row: dict[str, Any] = {"shape": shape.name, "layers": tensors.layers}
+        row["floor_us"] = shape.tokens * _TOKEN_BYTES / ceiling * 1e6
         row |= {f"{name}_us": its * 1e6 for name, its in seconds.items()}
         row["ratio"] = row["fa3_page1_us"] / row["hopper_us"]
         rows.append(row)

@@ -28,6 +28,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.short and arguments.operation != "prefill":
         parser.error("--short: there are such shapes of prefill only")
+    import torch  # not for --help: it takes seconds
+
+    if not torch.cuda.is_available():
+        sys.exit("bench/kernels.py: it needs a CUDA GPU, and PyTorch finds none here")
     try:
         operation = importlib.import_module(f"attention_{arguments.operation}")
     except ModuleNotFoundError as error:

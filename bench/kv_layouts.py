@@ -13,8 +13,20 @@ ARENA_SHARE, ROTATED_SHARE = 0.42, 0.15
 MOST_ROTATED, LEAST_ROTATED = 8, 2
 
 
+def arena_layers(layer_bytes: int, memory: int) -> tuple[int, int]:
+    """How many layers of a model fit into an arena, and how many of these a measurement goes through.
+
+    Args:
+        layer_bytes: of the arena, for one layer.
+        memory: bytes that the GPU has.
+    """
+    rotated = max(LEAST_ROTATED, min(MOST_ROTATED, int(memory * ROTATED_SHARE) // layer_bytes))
+    return max(rotated, min(LAYERS, int(memory * ARENA_SHARE) // layer_bytes)), rotated
+
+
 class VirtualTensors:
-    """An arena, token-major, as a tensor.
+    """An arena, token-major, as a tensor: plain memory in a server's layout, with as many of a model's 32 layers as
+    fit, `layers`, and the strides of a model of so many.
 
     Args:
         lengths: tokens of each request.
@@ -25,10 +37,9 @@ class VirtualTensors:
         slots, tokens = len(lengths), max(lengths)
         layer_bytes = slots * tokens * kv_heads * HEAD_DIM * 2 * 2
         memory = torch.cuda.get_device_properties(0).total_memory
-        self.rotated = max(LEAST_ROTATED, min(MOST_ROTATED, int(memory * ROTATED_SHARE) // layer_bytes))
-        layers = max(self.rotated, min(LAYERS, int(memory * ARENA_SHARE) // layer_bytes))
-        self._step = layers // self.rotated
-        self.data = torch.empty(slots, tokens, layers, 2, kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        self.layers, self.rotated = arena_layers(layer_bytes, memory)
+        self._step = self.layers // self.rotated
+        self.data = torch.empty(slots, tokens, self.layers, 2, kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
         for slot in self.data:
             slot.normal_()
         self.slots = torch.randperm(slots, device="cuda")

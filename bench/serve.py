@@ -24,7 +24,7 @@ Servers side by side share the device's memory, and SGLang reckons with what is 
 less than half of the card (`--mem-fraction-static 0.45`), the second one most of the rest, and both the same
 `--max-total-tokens`. On a card of 140 GB, a model of 8B parameters and dummy weights:
 
-    python bench/serve.py --model llama8b --system-prompt 0 --system-prompt 256 \\
+    python bench/serve.py --model bench/llama8b --system-prompt 0 --system-prompt 256 \\
         --together --repeats 1 --runs-per-start 3 --max-total-tokens 262144 \\
         --side "stock-fa3=--attention-backend fa3 --mem-fraction-static 0.45" \\
         --side "vtensor=--radix-cache-backend vtensor --mem-fraction-static 0.85" \\
@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--repeats", type=positive, default=3, metavar="N")
     load.add_argument("--runs-per-start", type=positive, default=1, metavar="M")
     servers = parser.add_argument_group("servers")
-    servers.add_argument("--model", type=Path, help="folder; default: the toy model of vt-sglang chat")
+    servers.add_argument(
+        "--model", type=Path, help="folder with a config.json; default: the toy model of vt-sglang chat"
+    )
     servers.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     servers.add_argument(
         "--side",

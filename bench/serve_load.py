@@ -59,8 +59,11 @@ class Load:
 
 
 def vocabulary(model: Path) -> int:
-    """Ids that the model knows, as its config.json says."""
+    """Ids that the model knows, as its config.json says. ValueError if there is none that does."""
+    config = model / "config.json"
+    if not config.is_file():
+        raise ValueError(f"--model takes a folder with a config.json, and there is no {config}")
     try:
-        return int(json.loads((model / "config.json").read_text())["vocab_size"])
+        return int(json.loads(config.read_text())["vocab_size"])
     except (KeyError, ValueError):
-        raise ValueError(f"--model: {model / 'config.json'} has no vocab_size") from None
+        raise ValueError(f"--model: {config} has no vocab_size") from None

@@ -6,6 +6,7 @@ what the host knows is looked at, and no value on a device. Attention is called 
 written out one after the other, and what an error says is put together only where there is one.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -206,6 +207,12 @@ def check_scales(k_scale: torch.Tensor | None, v_scale: torch.Tensor | None, dev
         check_vector("k_scale", k_scale, 1, _SCALES, device)
     if v_scale is not None:
         check_vector("v_scale", v_scale, 1, _SCALES, device)
+
+
+def check_cap(logit_cap: float) -> None:
+    """ValueError unless it is a bound of the scores, or 0: none."""
+    if not 0 <= logit_cap < math.inf:
+        raise ValueError(f"logit_cap is {logit_cap}, and should be a positive number, or 0 for none")
 
 
 def check_written(out: torch.Tensor, shape: tuple[int, int, int], device: int) -> None:

@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import FLOATS, check_attention, check_scales, check_vector
+from .checks import FLOATS, check_attention, check_cap, check_scales, check_vector
 from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
 from .decode_tiles import attend, begin_work, load_tile
 from .merge import merge_parts
@@ -299,13 +299,13 @@ def decode_attention(
         lengths: [batch] int32 or int64, in tokens, the last one included.
         plan: made from the same slots and lengths.
         scaling: factor of q . k.
-        logit_cap: bound of the scores, by tanh; 0: none.
+        logit_cap: bound of the scores, by tanh, a positive number; 0: none.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
         k_scale, v_scale: [1] float32: what stored keys and values are to be multiplied by.
 
     Raises:
-        ValueError: an argument has another shape, dtype, layout or device than this or the plan's; or the kernel that
-            reads what is shared cannot do what is asked for.
+        ValueError: an argument has another shape, dtype, layout or device than this or the plan's; or the cap is
+            negative or not finite; or the kernel that reads what is shared cannot do what is asked for.
         TypeError: one is no tensor.
     """
     kv_heads, group, head_dim, v_head_dim, _, device = plan.heads
@@ -314,6 +314,7 @@ def decode_attention(
     if sinks is not None:
         check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
     check_scales(k_scale, v_scale, device)
+    check_cap(logit_cap)
     config, shared = plan.config, plan.shared_by(plan.batch)
     k_rows = v_rows = None
     # A tile is a block of whole powers of two.

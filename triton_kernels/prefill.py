@@ -22,6 +22,7 @@ from .checks import (
     Heads,
     at_least,
     check_attention,
+    check_cap,
     check_scales,
     check_vector,
     unaligned,
@@ -355,13 +356,14 @@ def prefill_attention(
         query_starts: [batch + 1] int32: where each request's new tokens begin in q, and their end.
         plan: made from the same query_starts.
         scaling: factor of q . k.
-        logit_cap: bound of the scores, by tanh; 0: none.
+        logit_cap: bound of the scores, by tanh, a positive number; 0: none.
         window: tokens that a query sees before its own; negative: all.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
         k_scale, v_scale: [1] float32: what stored keys and values are to be multiplied by.
 
     Raises:
-        ValueError: an argument has another shape, dtype, layout or device than this or the plan's.
+        ValueError: an argument has another shape, dtype, layout or device than this or the plan's; or the cap is
+            negative or not finite.
         TypeError: one is no tensor.
     """
     _, group, head_dim, v_head_dim, itemsize, device = plan.heads
@@ -375,6 +377,7 @@ def prefill_attention(
     if sinks is not None:
         check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
     check_scales(k_scale, v_scale, device)
+    check_cap(logit_cap)
     config = plan.config
     if q.is_cuda:
         triton.set_allocator(_scratch)

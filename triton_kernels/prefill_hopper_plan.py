@@ -153,10 +153,10 @@ class HopperPlan:
         kv_heads: of the model.
         head_dim: elements of a head.
         device: where the batch is.
-        processors: programs that run at once, in place of the device's multiprocessors.
+        processors: programs that run at once, in place of the device's multiprocessors, which only a GPU has.
 
     Raises:
-        ValueError: no kernel can take such heads.
+        ValueError: no kernel can take such heads, or there are no processors.
     """
 
     def __init__(
@@ -170,7 +170,12 @@ class HopperPlan:
         """Requests of the batch that was dealt out last, and their new tokens."""
         self._device = torch.device(device)
         self.on_hopper = on_hopper(device)
-        self.processors = processors or torch.cuda.get_device_properties(self._device).multi_processor_count
+        if processors is None:
+            if self._device.type != "cuda":
+                raise ValueError(f"processors is None, and should be a number for {self._device}, which is no GPU")
+            processors = torch.cuda.get_device_properties(self._device).multi_processor_count
+        at_least("processors", processors, 1)
+        self.processors = processors
         self.items = self.merges = 0
         self.short_requests = self.short_tokens = 0
         """Requests no longer than a tile that have new tokens, and these tokens: not dealt out."""

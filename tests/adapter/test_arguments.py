@@ -283,11 +283,10 @@ def test_dtypes_that_the_kernels_read(
     dtype: torch.dtype, head_dim: int, capability: tuple[int, int] | None, says: str | None
 ) -> None:
     from vt_sglang.adapter.kv_dtype import refuse_kv_dtype
-    from vt_sglang.layout import KVLayout
 
-    layout = KVLayout(layers=1, kv_heads=1, head_dim=head_dim, v_head_dim=head_dim, itemsize=dtype.itemsize)
-    with nullcontext() if says is None else pytest.raises(ValueError, match=says):
-        refuse_kv_dtype(dtype, layout, capability)
+    for dims in ((head_dim, 128), (128, head_dim)):
+        with nullcontext() if says is None else pytest.raises(ValueError, match=says):
+            refuse_kv_dtype(dtype, dims, capability)
 
 
 def test_everything_refused_is_named_at_once(model: Path) -> None:
@@ -374,6 +373,61 @@ def test_models_that_do_not_work_are_refused(
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"does not go with:\\n  {architecture}: .*{says}"):
         ServerArgs(str(tmp_path), device="cpu", radix_cache_backend="vtensor", skip_tokenizer_init=True)
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_sliding_windows_with_a_pool_of_their_own(tmp_path: Path, off: bool) -> None:
+    from sglang.srt.server_args import ServerArgs
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING["qwen2"](**_SMALL, is_hybrid_swa=True, sliding_window=24)
+    config.architectures = ["Step3p5ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    options = {"radix_cache_backend": "vtensor", "skip_tokenizer_init": True, "disable_hybrid_swa_memory": off}
+    says = (
+        "Step3p5ForCausalLM: it keeps a pool of its own for sliding-window layers; add --disable-hybrid-swa-memory, or"
+    )
+    with nullcontext() if off else pytest.raises(ValueError, match=f"{says} serve it without --radix-cache-backend"):
+        ServerArgs(str(tmp_path), device="cpu", **options)
+
+
+@pytest.mark.parametrize(
+    ("dims", "options", "says"),
+    [
+        ({"head_dim": 16}, {}, None),
+        ({"head_dim": 256}, {}, None),
+        ({"head_dim": 272}, {}, "Qwen2ForCausalLM: its attention has heads of 272 elements, of which 256 are the most"),
+        ({"head_dim": 8}, {}, "Qwen2ForCausalLM: its attention has heads of 8 elements, of which 16 are the least"),
+        ({"head_dim": 64, "v_head_dim": 288}, {}, "heads of 288 elements, of which 256 are the most; serve it without"),
+        ({"head_dim": 100}, {}, "heads of 100 elements in torch.bfloat16 are no multiple of the 16 bytes"),
+        ({"head_dim": 64, "v_head_dim": 36}, {}, "heads of 36 elements in torch.bfloat16 are no multiple"),
+        ({"head_dim": 72}, {}, None),
+        ({"head_dim": 72}, {"kv_cache_dtype": "fp8_e4m3"}, "heads of 72 elements .* choose --kv-cache-dtype bf16"),
+        ({"head_dim": 80}, {"kv_cache_dtype": "fp8_e4m3"}, None),
+        ({"head_dim": 80}, {"kv_cache_dtype": "fp8_e4m3", "on": (8, 0)}, "float8 needs a GPU of compute capability"),
+    ],
+)
+def test_heads_of_the_models_config_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dims: dict[str, int], options: dict[str, Any], says: str | None
+) -> None:
+    """They are refused before anything is loaded."""
+    from sglang.srt.server_args import ServerArgs
+    from sglang.srt.utils import common
+    from transformers import CONFIG_MAPPING
+
+    from vt_sglang.adapter import arguments, kv_dtype
+
+    config = CONFIG_MAPPING["qwen2"](**_SMALL | dims, dtype="bfloat16")
+    config.architectures = ["Qwen2ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    options = {"model_path": str(tmp_path), "device": "cpu", "radix_cache_backend": "vtensor", **options}
+    capability = options.pop("on", (9, 0))
+    ServerArgs(**options, skip_tokenizer_init=True)  # torch attends on a CPU, with heads of any size
+    for module in (arguments, common):
+        monkeypatch.setattr(module, "is_cpu", lambda: False)
+    monkeypatch.setattr(kv_dtype.torch.cuda, "get_device_capability", lambda _device: capability)
+    with nullcontext() if says is None else pytest.raises(ValueError, match=says):
+        ServerArgs(**options, skip_tokenizer_init=True)
 
 
 @pytest.mark.parametrize(

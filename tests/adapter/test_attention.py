@@ -113,6 +113,10 @@ def test_layers_it_cannot_do_are_refused() -> None:
     kernels = {"caps_logits": True, "takes_sinks": True}
     refuse_layers(model(sliding_window_size=128), caps_logits=False, takes_sinks=False)
     refuse_layers(model(logit_cap=30.0), least_head_dim=16, most_head_dim=16, **kernels)
+    refuse_layers(model(logit_cap=None), caps_logits=False, takes_sinks=False)
+    for cap, method in ((-1.0, "tanh"), (30.0, "other")):
+        with pytest.raises(ValueError, match=f"logits capped at {cap} by {method}"):
+            refuse_layers(model(logit_cap=cap, logit_capping_method=method), **kernels)
     with pytest.raises(ValueError, match="heads of 16 elements, of which 8 are the most"):
         refuse_layers(model(), most_head_dim=8, **kernels)
     with pytest.raises(ValueError, match="heads of 16 elements, of which 32 are the least"):

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import kv_layouts
 import pytest
+import torch
 from prefill_shapes import PrefillShape, prefill_shapes
 from rich.console import Console
 
@@ -38,6 +40,7 @@ def test_without_kernels_for_gpus_it_says_what_it_needs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = str(RESULTS.parent / "kernels.py")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "attention_decode", None)
     monkeypatch.setattr(sys, "argv", ["kernels.py", "decode"])
     with pytest.raises(SystemExit, match=r"attention_decode.*It needs SGLang with its kernels for GPUs"):
@@ -47,6 +50,45 @@ def test_without_kernels_for_gpus_it_says_what_it_needs(
         runpy.run_path(script, run_name="__main__")
     assert ended.value.code == 0
     assert "decode,prefill,shared" in capsys.readouterr().out
+
+
+H100_BYTES = 85_017_755_648
+
+
+def test_layers_of_the_arena_on_an_h100(operations: tuple[ModuleType, ModuleType]) -> None:
+    """As docs/performance.md tells of them."""
+    found = {}
+    for shape in operations[1]._decode_shapes():
+        layer_bytes = len(shape.lengths) * max(shape.lengths) * shape.kv_heads * 128 * 2 * 2
+        layers, rotated = kv_layouts.arena_layers(layer_bytes, H100_BYTES)
+        assert 2 <= rotated <= layers
+        assert layers * layer_bytes < 0.42 * H100_BYTES
+        if layers < 32:
+            found[shape.name] = layers
+    assert found == {"64 x 8,192": 16, "128 ragged": 2, "128 ragged, 8 heads on 1": 18}
+
+
+def test_the_arena_has_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty, randperm = torch.empty, torch.randperm
+    monkeypatch.setattr(torch, "empty", lambda *sizes, dtype, **_: empty(*sizes, dtype=dtype))
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: randperm(count))
+    device = SimpleNamespace(total_memory=1_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    tensors = kv_layouts.VirtualTensors([30, 20], 1)  # 30,720 bytes a layer
+    assert (tensors.layers, tensors.rotated) == (13, 4)
+    key, value = tensors.layer(3)
+    assert key.shape == value.shape == (2, 30, 1, 128)
+    assert key.stride(1) == value.stride(1) == 13 * 2 * 128
+
+
+@pytest.mark.parametrize("operation", ["decode", "prefill", "shared"])
+def test_without_a_gpu_it_says_so_first(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that kernels are missing, which would not help without one either."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, f"attention_{operation}", None)
+    monkeypatch.setattr(sys, "argv", ["kernels.py", operation])
+    with pytest.raises(SystemExit, match=r"^bench/kernels\.py: it needs a CUDA GPU"):
+        runpy.run_path(str(RESULTS.parent / "kernels.py"), run_name="__main__")
 
 
 def test_the_floor_of_prefill_is_the_longer_of_computing_and_reading() -> None:

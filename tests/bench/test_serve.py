@@ -16,6 +16,7 @@ from common import short
 from vt_sglang.chat import runs as chat_runs
 from vt_sglang.chat import toy_model
 from vt_sglang.chat.launch import NO_PLUGINS, Launch
+from vt_sglang.replay import sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_SERVER = ROOT / "tests/chat/fake_server.py"
@@ -173,7 +174,7 @@ def test_what_goes_wrong_is_told_and_what_was_measured_is_kept(
         (("--side", "a=", "--side", "a=--x"), "the same name twice"),
         (("--side", "a=--x 'y"), "No closing quotation"),
         (("--server-args", "--x 'y"), "--server-args: No closing quotation"),
-        (("--model", "nowhere"), "nowhere/config.json"),
+        (("--model", "nowhere"), "--model takes a folder with a config.json, and there is no nowhere/config.json"),
         (("--device", "cuda"), "no CUDA driver"),
     ],
 )
@@ -192,6 +193,15 @@ def test_a_model_without_a_vocabulary(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         serve.plan(["--device", "cpu", "--model", "."])
     assert "config.json has no vocab_size" in capsys.readouterr().err
+
+
+def test_the_shape_of_the_published_commands() -> None:
+    """bench/llama8b is what `vt-sglang replay` and bench/steady.py call llama-3-8b."""
+    model = ROOT / "bench/llama8b"
+    asked, _ = serve.plan([*SMALL, "--model", str(model), "--server-args=--load-format dummy"])
+    assert asked.vocabulary == 128_256
+    named, its = (sizes.model(name, "bfloat16").token_bytes for name in ("llama-3-8b", str(model)))
+    assert its == named == 2**17
 
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import torch
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 DTYPES = [torch.float16, torch.bfloat16] if CUDA else [torch.float16, torch.float32]
+SERVED_DTYPES = [torch.float16, torch.bfloat16] if CUDA else [torch.float16]
+"""What models on a GPU compute in; the interpreter takes its time for each."""
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-6}
 
 

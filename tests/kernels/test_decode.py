@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from arena import DEVICE, DTYPES, Arena, assert_close
+from arena import DEVICE, DTYPES, SERVED_DTYPES, Arena, assert_close
 from reference import attend
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan
@@ -102,6 +102,15 @@ def test_the_configurations_that_are_chosen(head_dim: int, batch: int) -> None:
     """Of few and of many sequences, with small and large heads; many parts of one request."""
     lengths = [690, *range(1, batch)]
     Case(lengths, head_dim=head_dim).run(workers=9, tile=None)
+
+
+@pytest.mark.parametrize("dtype", SERVED_DTYPES)
+@pytest.mark.parametrize("head_dim", [80, 96, 128])
+@pytest.mark.parametrize("workers", [2, 7])
+def test_what_servers_run(head_dim: int, dtype: torch.dtype, workers: int) -> None:
+    """The configuration that is chosen, with requests that end before, at and past the borders of its tiles of 128
+    tokens; by few workers, and by about one for each tile."""
+    Case([1, 127, 128, 129, 257], head_dim=head_dim, dtype=dtype).run(workers=workers, tile=None)
 
 
 def test_values_of_another_width() -> None:

@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from arena import DEVICE, DTYPES, Arena, assert_close
+from arena import DEVICE, DTYPES, SERVED_DTYPES, Arena, assert_close
 from reference import attend
 from vt_sglang.triton_kernels.prefill import PrefillConfig, PrefillPlan, prefill_attention
 
@@ -90,6 +90,15 @@ def test_heads(head_dim: int, kv_heads: int, group: int) -> None:
 def test_the_configuration_that_is_chosen() -> None:
     check([(300, 150), (0, 40), (127, 130)], config=None)
     check([(300, 150), (0, 40)], config=None, head_dim=256)
+
+
+@pytest.mark.parametrize("dtype", SERVED_DTYPES)
+@pytest.mark.parametrize("head_dim", [80, 96, 128])
+def test_what_servers_run(head_dim: int, dtype: torch.dtype) -> None:
+    """The configuration that is chosen, with requests that end before, at and past the borders of its tiles of 64 query
+    rows and 64 tokens."""
+    requests = [(61, 2), (60, 4), (60, 9), (0, 33), (127, 2), (0, 1)]
+    check(requests, kv_heads=1, group=2, head_dim=head_dim, dtype=dtype, config=None)
 
 
 def test_values_of_another_width() -> None:

@@ -369,6 +369,27 @@ def test_what_the_kernel_for_shared_tasks_cannot_do(
     assert kernels.launches == 0
 
 
+@pytest.mark.parametrize("maker", [_decode, _prefill])
+@pytest.mark.parametrize("cap", [-1.0, -0.5, float("nan"), float("inf")])
+def test_a_cap_that_is_none(maker: Callable[[], Any], cap: float, kernels: NoLaunch) -> None:
+    function, arguments = maker()
+    with pytest.raises(ValueError, match=f"logit_cap is {cap}, and should be a positive number, or 0 for none"):
+        function(**arguments, logit_cap=cap)
+    assert kernels.launches == 0
+    for good in (0, 0.0, 30, 1.5):
+        function(**arguments, logit_cap=good)
+    assert kernels.launches >= 4
+
+
+def test_a_prefill_plan_of_hopper_s_without_a_gpu_s_multiprocessors() -> None:
+    sizes = {"group": GROUP, "kv_heads": KV_HEADS, "head_dim": DIM}
+    with pytest.raises(ValueError, match="processors is None, and should be a number for cpu, which is no GPU"):
+        HopperPlan(**sizes, device="cpu")
+    with pytest.raises(ValueError, match="processors is 0, and should be at least 1"):
+        HopperPlan(**sizes, device="cpu", processors=0)
+    assert HopperPlan(**sizes, device="cpu", processors=7).processors == 7
+
+
 def test_hopper_s_kernel_elsewhere(kernels: NoLaunch) -> None:
     function, arguments = _hopper()
     arguments["plan"].on_hopper = False

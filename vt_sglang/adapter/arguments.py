@@ -11,7 +11,7 @@ from sglang.srt.utils.common import is_cpu
 
 from vt_sglang.adapter import refusals
 from vt_sglang.adapter.event_publisher import resolve_events
-from vt_sglang.adapter.kv_dtype import refuse_kv_option
+from vt_sglang.adapter.kv_dtype import refuse_kv_of_model, refuse_kv_option
 from vt_sglang.adapter.plugin import BACKEND
 from vt_sglang.config import (
     Kernel,
@@ -152,3 +152,5 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
         refusals.limit_prefill_graph(server_args)
         refuse_kv_option(server_args)
         refusals.refuse_model(server_args.get_model_config())
+        if not is_cpu():
+            refuse_kv_of_model(server_args)

@@ -118,7 +118,7 @@ class TritonDecode:
             self._lengths,
             self._plans[_shape(layer)],
             scaling=layer.scaling,
-            logit_cap=layer.logit_cap,
+            logit_cap=layer.logit_cap or 0.0,
             sinks=sinks,
             k_scale=scales.k,
             v_scale=scales.v,

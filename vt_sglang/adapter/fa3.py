@@ -113,7 +113,7 @@ def _options(layer: RadixAttention, sinks: torch.Tensor | None) -> dict[str, Any
         "softmax_scale": layer.scaling,
         "causal": True,
         "window_size": (window, 0) if window >= 0 else (-1, -1),
-        "softcap": layer.logit_cap,
+        "softcap": layer.logit_cap or 0.0,
     }
     return options if sinks is None else options | {"sinks": sinks}
 

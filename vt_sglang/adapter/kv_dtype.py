@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which dtypes KV may be kept in, and where."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-
-from vt_sglang.layout import KVLayout
 
 FLOAT8_CAPABILITY = (8, 9)
 """The first GPUs that convert to and from float8 e4m3: Ada; Hopper is 9.0."""
@@ -24,12 +23,21 @@ def refuse_kv_option(server_args: Any) -> None:
         )
 
 
-def refuse_kv_dtype(dtype: torch.dtype, layout: KVLayout, capability: tuple[int, int] | None) -> None:
+def refuse_kv_of_model(server_args: Any) -> None:
+    """As `refuse_kv_dtype`, on a GPU, by what arguments and the model's config tell before its weights are loaded. A
+    checkpoint that chooses float8 by itself is only known afterwards."""
+    model = server_args.get_model_config()
+    dtype = torch.float8_e4m3fn if server_args.kv_cache_dtype == "fp8_e4m3" else model.dtype
+    capability = torch.cuda.get_device_capability(server_args.base_gpu_id)
+    refuse_kv_dtype(dtype, (model.head_dim, model.v_head_dim), capability)
+
+
+def refuse_kv_dtype(dtype: torch.dtype, head_dims: Iterable[int], capability: tuple[int, int] | None) -> None:
     """ValueError if the attention kernels cannot read KV in this dtype; a checkpoint may have chosen it.
 
     Args:
         dtype: that SGLang chose.
-        layout: of this dtype.
+        head_dims: elements of a head of K and of V.
         capability: the GPU's compute capability; None: on a CPU.
     """
     if dtype.itemsize == 1 and dtype != torch.float8_e4m3fn:
@@ -41,8 +49,8 @@ def refuse_kv_dtype(dtype: torch.dtype, layout: KVLayout, capability: tuple[int,
             f"KV in float8 needs a GPU of compute capability {'.'.join(map(str, FLOAT8_CAPABILITY))} or more, and this "
             f"one has {'.'.join(map(str, capability))}: choose --kv-cache-dtype bf16"
         )
-    for dim in {layout.head_dim, layout.v_head_dim}:
-        if dim * layout.itemsize % _GPU_HEAD_BYTES:
+    for dim in head_dims:
+        if dim * dtype.itemsize % _GPU_HEAD_BYTES:
             advice = "choose --kv-cache-dtype bf16" if dtype.itemsize == 1 else "serve without virtual tensors"
             raise ValueError(
                 f"heads of {dim} elements in {dtype} are no multiple of the {_GPU_HEAD_BYTES} bytes that the GPU's "

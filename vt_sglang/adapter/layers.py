@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
+from vt_sglang.adapter.head_dims import refused_head_dims
+
 _SINKS = ("sinks", "attention_sink_bias")
 """What models call them."""
 
@@ -46,15 +48,13 @@ def refuse_layers(
     if not takes_sinks and sinks_of_layers(model):
         refused.add("attention sinks")
     for layer in attention_layers(model):
-        if layer.logit_cap and (not caps_logits or layer.logit_capping_method != "tanh"):
+        # None, too, says that there is no cap: Gemma 2's, where its config has null.
+        if (cap := layer.logit_cap) and (not caps_logits or cap < 0 or layer.logit_capping_method != "tanh"):
             refused.add(f"logits capped at {layer.logit_cap} by {layer.logit_capping_method}")
         if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
             refused.add("cross-attention or bidirectional attention")
-        head_dim = max(layer.qk_head_dim, layer.v_head_dim)
-        if most_head_dim is not None and head_dim > most_head_dim:
-            refused.add(f"heads of {head_dim} elements, of which {most_head_dim} are the most")
-        if (head_dim := min(layer.qk_head_dim, layer.v_head_dim)) < least_head_dim:
-            refused.add(f"heads of {head_dim} elements, of which {least_head_dim} are the least")
+        dims = layer.qk_head_dim, layer.v_head_dim
+        refused.update(refused_head_dims(*dims, least=least_head_dim, most=most_head_dim))
         if layer.use_irope:
             refused.add("chunked attention")
         if layer.xai_temperature_len > 0:

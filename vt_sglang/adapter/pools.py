@@ -65,7 +65,7 @@ def init_pools(
     slots = sizes.max_running_requests + 1  # slot 0 is SGLang's padding row
     driver = _driver(configurator)
     capability = torch.cuda.get_device_capability(configurator.gpu_id) if driver == "cuda" else None
-    refuse_kv_dtype(configurator.kv_cache_dtype, layout, capability)
+    refuse_kv_dtype(configurator.kv_cache_dtype, (layout.head_dim, layout.v_head_dim), capability)
     _check_addresses(geometry, driver, slots, context)
     if driver == "cuda":
         arena_bytes = slots * slot_bytes(geometry.page_bytes, geometry.token_bytes, context)

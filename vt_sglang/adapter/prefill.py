@@ -80,7 +80,7 @@ class TritonPrefill:
             self._starts,
             rest,
             scaling=layer.scaling,
-            logit_cap=layer.logit_cap,
+            logit_cap=layer.logit_cap or 0.0,
             window=layer.sliding_window_size,
             sinks=sinks,
             k_scale=scales.k,
@@ -166,6 +166,6 @@ def hopper_takes(layer: RadixAttention, dtype: torch.dtype) -> bool:
         v_head_dim=layer.v_head_dim,
         dtype=dtype,
         window=layer.sliding_window_size,
-        logit_cap=layer.logit_cap,
+        logit_cap=layer.logit_cap or 0.0,
     )
     return found

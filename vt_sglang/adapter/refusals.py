@@ -5,8 +5,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from vt_sglang.adapter.head_dims import refused_head_dims
 from vt_sglang.adapter.plugin import BACKEND
 from vt_sglang.config import Kernel, VTensorConfig
+from vt_sglang.triton_kernels.checks import LEAST_HEAD_DIM, MOST_HEAD_DIM
 
 ATTENTION_BACKENDS = (BACKEND, "torch_native")
 """Backends known to read virtual tensors rightly."""
@@ -104,7 +106,7 @@ def limit_prefill_graph(server_args: Any) -> None:
 
 
 def refuse_model(model_config: Any) -> None:
-    """ValueError that says what a model needs and virtual tensors cannot do."""
+    """ValueError that says what a model needs and virtual tensors cannot do, as far as its config tells."""
     from sglang.srt.configs.hybrid_arch import linear_attn_model_spec, mambaish_config
     from sglang.srt.configs.model_config import AttentionArch
     from sglang.srt.utils.common import is_cpu
@@ -112,10 +114,9 @@ def refuse_model(model_config: Any) -> None:
     refused = []
     if model_config.attention_arch != AttentionArch.MHA:
         refused.append("its attention is MLA; only MHA, GQA and MQA have K and V of their own")
-    if "GptOssForCausalLM" in (model_config.hf_config.architectures or ()):
+    has_own_backends = "GptOssForCausalLM" in (model_config.hf_config.architectures or ())
+    if has_own_backends:
         refused.append("SGLang runs it only on attention backends of its own")
-    elif model_config.is_hybrid_swa:
-        refused.append("it keeps a pool of its own for sliding-window layers, but for --disable-hybrid-swa-memory")
     if is_cpu() and (cap := getattr(model_config.hf_text_config, "attn_logit_softcapping", None)):
         refused.append(f"its attention logits are capped at {cap:g}, which only the GPU's kernels do")
     if mambaish_config(model_config) is not None or linear_attn_model_spec(model_config) is not None:
@@ -126,8 +127,17 @@ def refuse_model(model_config: Any) -> None:
         refused.append("its attention is chunked")
     if not model_config.is_generation:
         refused.append("it does not generate")
+    if model_config.attention_arch == AttentionArch.MHA and not is_cpu():
+        dims = model_config.head_dim, model_config.v_head_dim
+        outside = refused_head_dims(*dims, least=LEAST_HEAD_DIM, most=MOST_HEAD_DIM)
+        refused += [f"its attention has {reason}" for reason in outside]
+    instead = f"serve it without --radix-cache-backend {BACKEND}"
+    refused = [f"{reason}; {instead}" for reason in refused]
+    if model_config.is_hybrid_swa and not has_own_backends:
+        pool = "it keeps a pool of its own for sliding-window layers"
+        refused.append(f"{pool}; add --disable-hybrid-swa-memory, or {instead}")
     architectures = ", ".join(model_config.hf_config.architectures or ["this model"])
-    _refuse([f"{architectures}: {reason}; serve it without --radix-cache-backend {BACKEND}" for reason in refused])
+    _refuse([f"{architectures}: {reason}" for reason in refused])
 
 
 def _is_on(variable: str) -> bool:
