@@ -397,6 +397,7 @@ def test_sliding_windows_with_a_pool_of_their_own(tmp_path: Path, off: bool) -> 
         ({"head_dim": 16}, {}, None),
         ({"head_dim": 256}, {}, None),
         ({"head_dim": 272}, {}, "Qwen2ForCausalLM: its attention has heads of 272 elements, of which 256 are the most"),
+        ({"head_dim": 272}, {"attention_backend": "torch_native"}, None),
         ({"head_dim": 8}, {}, "Qwen2ForCausalLM: its attention has heads of 8 elements, of which 16 are the least"),
         ({"head_dim": 64, "v_head_dim": 288}, {}, "heads of 288 elements, of which 256 are the most; serve it without"),
         ({"head_dim": 100}, {}, "heads of 100 elements in torch.bfloat16 are no multiple of the 16 bytes"),

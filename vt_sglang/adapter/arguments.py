@@ -151,6 +151,6 @@ def resolve(original: Callable[..., None], server_args: Any) -> None:
     if has_model:
         refusals.limit_prefill_graph(server_args)
         refuse_kv_option(server_args)
-        refusals.refuse_model(server_args.get_model_config())
+        refusals.refuse_model(server_args.get_model_config(), server_args.attention_backend)
         if not is_cpu():
             refuse_kv_of_model(server_args)

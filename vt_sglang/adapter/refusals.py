@@ -105,8 +105,12 @@ def limit_prefill_graph(server_args: Any) -> None:
     prefill.backend = "disabled"
 
 
-def refuse_model(model_config: Any) -> None:
-    """ValueError that says what a model needs and virtual tensors cannot do, as far as its config tells."""
+def refuse_model(model_config: Any, attention_backend: str = BACKEND) -> None:
+    """ValueError that says what a model needs and virtual tensors cannot do, as far as its config tells.
+
+    Args:
+        attention_backend: what attends; heads of any size suit another one than the project's.
+    """
     from sglang.srt.configs.hybrid_arch import linear_attn_model_spec, mambaish_config
     from sglang.srt.configs.model_config import AttentionArch
     from sglang.srt.utils.common import is_cpu
@@ -127,7 +131,7 @@ def refuse_model(model_config: Any) -> None:
         refused.append("its attention is chunked")
     if not model_config.is_generation:
         refused.append("it does not generate")
-    if model_config.attention_arch == AttentionArch.MHA and not is_cpu():
+    if model_config.attention_arch == AttentionArch.MHA and attention_backend == BACKEND and not is_cpu():
         dims = model_config.head_dim, model_config.v_head_dim
         outside = refused_head_dims(*dims, least=LEAST_HEAD_DIM, most=MOST_HEAD_DIM)
         refused += [f"its attention has {reason}" for reason in outside]
