@@ -102,17 +102,16 @@ CASES = [
     *(
         Case(
             f"moved and copied, {name}",
-            {"max_total_tokens": tokens, "enable_metrics": evicts},
+            {"max_total_tokens": tokens, "enable_metrics": True},
             workload="growing",
             core=MOVED | {"copy_from_pages": 1},
             environment=environment,
-            evicts=evicts,
+            evicts=True,
             retractions=retractions,
         )
-        for name, tokens, environment, evicts, retractions in (
-            ("roomy", 20000, {}, False, 0),
-            ("tight", 1500, {}, True, 0),
-            ("tiny pool", 760, RECKLESS, True, 5),
+        for name, tokens, environment, retractions in (
+            ("tight", 1500, {}, 0),
+            ("tiny pool", 760, RECKLESS, 5),
         )
     ),
     *(
@@ -124,14 +123,12 @@ CASES = [
             evicts=True,
             retractions=2,
             memory=memory,  # 0: for no more pages than there are then
-            core=core,
         )
-        for name, args, memory, core in (
-            ("while others run", {"disable_overlap_schedule": True}, {40: 0}, {}),
-            ("between chunks", {}, {14: 0}, {}),
-            ("mixed chunks", {"enable_mixed_chunk": True}, {14: 0}, {}),
-            ("for a while", {}, {40: 0, 500: None}, {}),
-            ("with copies", {}, {40: 0}, MOVED | {"copy_from_pages": 1}),
+        for name, args, memory in (
+            ("while others run", {"disable_overlap_schedule": True}, {40: 0}),
+            ("between chunks", {}, {14: 0}),
+            ("mixed chunks", {"enable_mixed_chunk": True}, {14: 0}),
+            ("for a while", {}, {40: 0, 500: None}),
         )
     ),
     Case("stock attention", {"max_total_tokens": 1200, "attention_backend": "torch_native"}, evicts=True),
