@@ -92,7 +92,7 @@ class VTensorPrefillAdder(PrefillAdder):
             self._step_pages += self._pages(prefix, end)
             self._mappable -= self._geometry.pages_for(full + new)
             if 0 < self._core.copy_from_pages <= self._geometry.page_of(prefix):
-                self.tree_cache.spare_pages = self._spare_pages
+                self.tree_cache.count_spare_pages = self._spare_pages
         return result
 
     def add_chunked_req(self, req: Any) -> Any:

@@ -44,13 +44,15 @@ def alloc_for_extend(original: Callable[..., Any], batch: Any) -> tuple[torch.Te
     order_copies(cache, batch)
     ends = batch.seq_lens_cpu.numpy()
     guard = cache.kv_pool.prefill_guard_tokens
-    spare, cache.spare_pages = cache.spare_pages(), int
+    spare = 0 if cache.count_spare_pages is None else cache.count_spare_pages()
+    cache.count_spare_pages = None
     bound: list[Any] = []
     try:
         for req, end in zip(batch.reqs, ends.tolist(), strict=True):
             if req.req_pool_idx is None:
                 req.req_pool_idx = _bind(cache, req, end, guard, spare)
-                spare -= cache.core.costs(req.req_pool_idx)["pages_copied"]
+                if spare > 0:
+                    spare -= cache.core.costs(req.req_pool_idx)["pages_copied"]
                 bound.append(req)
         slots = np.array([req.req_pool_idx for req in batch.reqs], dtype=np.int64)
         _grow(cache, slots, ends, _to_be_mixed(cache, batch))

@@ -66,8 +66,9 @@ class VTensorCache(BasePrefixCache):
         self.elastic = Elastic(self.core, config.idle_trim)
         self.hopeless: list[Any] = []  # requests for which there is no memory, though nothing else runs
         self.short_of_memory = False  # as was told last
-        # How many pages the prefill batch being made, and all that runs, can spare for copies.
-        self.spare_pages: Callable[[], int] = int
+        # Counts the pages that the prefill batch being made, and all that runs, can spare for copies; None: it has no
+        # prefix that is long enough to be copied.
+        self.count_spare_pages: Callable[[], int] | None = None
         self.mixing: Any = None  # the running batch that the prefill batch being made may be mixed with
         self.events = BlockEvents(self.core) if params.enable_kv_cache_events and self.core.block_tokens else None
         self.last_forward = 0
