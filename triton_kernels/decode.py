@@ -50,8 +50,8 @@ def _request(requests, rank, there, RUN_FIELDS: tl.constexpr):
 
 @triton.jit
 def _attend_own(
-    q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head, kv_heads,
-    slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
+    q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, begun, sinks, worker, kv_head,
+    kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
     v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
     RUN_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
@@ -72,7 +72,7 @@ def _attend_own(
     if AHEAD:
         fetch_ahead(requests + first_rank * RUN_FIELDS)
         fetch_ahead(rank_ends + first_rank)
-        begin_work()
+        begin_work(begun)
     query_mask = row_mask[:, None] & (dims[None, :] < HEAD_DIM)
     query_at = q + heads[:, None] * q_head_stride + dims[None, :]
     store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
@@ -201,6 +201,7 @@ def decode_kernel(
     tasks,  # [tasks, TASK_FIELDS], or None
     order,  # [batch]
     task_runs,  # [workers, 4]
+    begun,  # [1] int32, lowered, and raised when what came before is done: for a kernel that begins beside this; or None
     sinks,  # [heads] or None
     k_scale,  # [1] float32 or None
     v_scale,  # [1] float32 or None
@@ -248,8 +249,8 @@ def decode_kernel(
         v_factor = tl.load(v_scale)
     if worker < own_workers:
         _attend_own(
-            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head,
-            kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
+            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, begun, sinks, worker,
+            kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
             v_slot_stride, v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
             RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, PDL,
         )  # fmt: skip
@@ -349,6 +350,7 @@ def decode_attention(
         here and here.tasks,
         here and here.order,
         here and here.runs,
+        plan.begun if on_hopper else None,
         sinks,
         k_scale,
         v_scale,

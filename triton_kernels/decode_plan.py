@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .checks import INDICES, Heads, at_least, check_vector
+from .launches import dependent_launch
 from .tiles import first_visible, run_start, shared_bytes, worker_of, workers_used
 
 TASK_FIELDS = 8
@@ -277,11 +278,12 @@ class DecodePlan:
         self.shared = shared
         self.batch = 0
         """Requests of the batch that was cut last."""
-        capability = torch.cuda.get_device_capability(device) if torch.device(device).type == "cuda" else (0, 0)
-        if shared is not None and shared.hopper and capability[0] != 9:
+        gpu = self.heads.device
+        hopper = gpu >= 0 and torch.cuda.get_device_capability(gpu)[0] == 9
+        if shared is not None and shared.hopper and not hopper:
             raise ValueError(f"shared has tasks for Hopper, and should have none on {device}")
-        # A kernel is set up while the one before it still runs, where the device can.
-        self.dependent_launch = capability >= (9, 0)
+        self.dependent_launch = dependent_launch(gpu)
+        """Whether its kernels are set up while the one before still runs."""
         together = shared is not None and not shared.hopper
         self.config = config or DecodeConfig.of(
             token_bytes(head_dim, v_head_dim, itemsize), shared_bytes(device), together=together
@@ -300,6 +302,8 @@ class DecodePlan:
         self.ranks, self.ends, self.short_requests = words(max_batch), words(max_batch), words(max_batch)
         self.shorts, self.requests, self.runs = words(1), words(max_batch, RUN_FIELDS), words(self.workers, 4)
         self.rank_ends = words(max_batch + 1)
+        self.begun = words(1)
+        """A flag by which a layer's decode kernel tells the one beside it that the queries are there (launches.py)."""
         levels = 1 + (shared.max_levels if shared else 0)
         self.parts = words(max_batch, 3, triton.next_power_of_2(levels))
         # A step from one part to the next along the tiles is one to the next request, the next worker, or both.

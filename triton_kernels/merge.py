@@ -10,14 +10,15 @@ sink adds its exponential to the denominator here, once a request.
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .checks import FLOATS, check_vector, check_written
 from .decode_plan import DecodePlan
 from .numerics import LOG2E
 
-# Elements of partial results that a program reads at a time, and parts from which on a program has one query head.
-_ELEMENTS, _MANY_PARTS = 8192, 32
+# Of partial results, the elements that a program reads at a time; parts from which on a program has one query head;
+# and a program's warps.
+_ELEMENTS, _MANY_PARTS, _WARPS = 16384, 32, 4
 
 
 @triton.jit
@@ -60,6 +61,7 @@ def merge_kernel(
     total = tl.max(ends, 0)
     if PDL:
         gdc_wait()  # for the decode kernel's results; by all, so that who waits for this kernel waits for that one too
+        gdc_launch_dependents()
     to = out + request.to(tl.int64) * out_batch_stride + head[:, None] * out_head_stride + v_dims[None, :]
     if total < 0:  # padding: nobody else writes it
         tl.store(to, tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32).to(out.dtype.element_ty), mask=mask)
@@ -134,6 +136,6 @@ def merge_parts(plan: DecodePlan, out: torch.Tensor, sinks: torch.Tensor | None)
         BLOCK_GROUP=block_group,
         BLOCK_V_DIM=block_v_dim,
         PDL=plan.dependent_launch,
-        num_warps=4,
+        num_warps=_WARPS,
         **({"launch_pdl": True} if plan.dependent_launch else {}),
     )

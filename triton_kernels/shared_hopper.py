@@ -27,6 +27,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from .decode_plan import SHARED_ROWS, TASK_FIELDS, DecodePlan
 from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
+from .launches import await_flag
 from .rows import gluon_rows, in_rows
 
 TILE = 64
@@ -85,7 +86,7 @@ def _producer(
 @gluon.jit
 def _consumer(
     q, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, header, tasks, order, run,
-    partial, partial_lse, own_places, q_batch_stride, q_head_stride, scaling,
+    partial, partial_lse, begun, own_places, q_batch_stride, q_head_stride, scaling,
     TASK_FIELDS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, ROWS: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
@@ -110,7 +111,8 @@ def _consumer(
     end = gl.load(run + 3)
     total = gl.load(header + 1)
     used = gl.minimum(total, gl.num_programs(1))
-    for task in range(gl.load(run), gl.load(run + 1) + 1):
+    first_task = gl.load(run)
+    for task in range(first_task, gl.load(run + 1) + 1):
         at, start, stop, begin, first, last = _tiles_of(tasks, task, tile, end, TASK_FIELDS, TILE)
         first_member = gl.load(at + 3)
         count = gl.load(at + 4)
@@ -121,6 +123,9 @@ def _consumer(
         request = gl.load(order + first_member + rows // GROUP, mask=there, other=0)
         from_ = request.to(gl.int64) * q_batch_stride + (kv_head * GROUP + rows % GROUP) * q_head_stride
         dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LOAD))
+        if task == first_task:
+            # What is shared was there before this step; queries come from the kernel before the decode kernel.
+            await_flag(begun)
         query = gl.load(q + from_.expand_dims(1) + dims.expand_dims(0), mask=there.expand_dims(1), other=0.0)
         q_smem.store(query)
         fence_async_shared()
@@ -194,6 +199,7 @@ def shared_hopper_kernel(
     runs,  # [workers, 4] int32
     partial,  # [places, heads, head_dim] float32, written behind own_places
     partial_lse,  # [places, heads] float32, written there
+    begun,  # [1] int32: raised by the decode kernel when the queries are there
     own_places,
     slot_tokens,
     q_batch_stride,
@@ -236,7 +242,7 @@ def shared_hopper_kernel(
                 _consumer,
                 (
                     q, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, header, tasks, order, run, partial,
-                    partial_lse, own_places, q_batch_stride, q_head_stride, scaling,
+                    partial_lse, begun, own_places, q_batch_stride, q_head_stride, scaling,
                     TASK_FIELDS, GROUP, HEAD_DIM, TILE, ROWS, STAGES,
                 ),
             ),
@@ -314,6 +320,7 @@ def shared_hopper_attention(
         shared.runs,
         plan.partial,
         plan.partial_lse,
+        plan.begun,
         plan.own_places,
         k.shape[1],
         q.stride(0),

@@ -11,8 +11,10 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .checks import FLOAT8, FLOATS, INDICES, check_scales, check_vector, not_tensors, refused
+from .launches import dependent_launch
 
 _CACHES = (*FLOATS, FLOAT8)
 _TOGETHER = "heads side by side, each contiguous"
@@ -42,8 +44,12 @@ def store_kernel(
     LARGEST: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """One program a token."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     location = tl.load(locations + token).to(tl.int64)
     columns = tl.arange(0, BLOCK_K)
@@ -156,6 +162,7 @@ def store_kv(
     if k.shape[0] == 0:
         return
     k_width, v_width = k.shape[1] * k.shape[2], v.shape[1] * v.shape[2]
+    pdl = dependent_launch(k.get_device())
     store_kernel[(k.shape[0],)](
         k,
         v,
@@ -170,5 +177,7 @@ def store_kv(
         LARGEST=torch.finfo(v_cache.dtype).max if finite else 0.0,
         BLOCK_K=triton.next_power_of_2(k_width),
         BLOCK_V=triton.next_power_of_2(v_width),
+        PDL=pdl,
         num_warps=warps(k_width),
+        **({"launch_pdl": True} if pdl else {}),
     )

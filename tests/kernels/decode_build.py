@@ -106,6 +106,8 @@ def decode(*, tma: bool, tasks: bool) -> dict[str, int]:
     }
     if not tasks:
         constants |= dict.fromkeys(("header", "tasks", "order", "task_runs"))
+    if tasks:
+        constants["begun"] = None
     descriptor = f"tensordesc<bf16[{config.tile}, {_DIM}]>"
     if not tma:
         constants |= dict.fromkeys(("k_rows", "v_rows"))
@@ -119,7 +121,7 @@ def merge() -> dict[str, int]:
         "GROUP": _GROUP,
         "V_HEAD_DIM": _DIM,
         "BLOCK_LEVELS": 8,
-        "BLOCK_PARTS": 16,
+        "BLOCK_PARTS": 32,
         "BLOCK_GROUP": _GROUP,
         "BLOCK_V_DIM": _DIM,
         "PDL": True,
@@ -157,6 +159,7 @@ def store(width: int, given: str, cache: str) -> dict[str, int]:
         "LARGEST": finite[cache],
         "BLOCK_K": block,
         "BLOCK_V": block,
+        "PDL": True,
     }
     if cache == given:
         constants |= {"k_scale": None, "v_scale": None}
