@@ -220,7 +220,7 @@ def test_a_server_gives_memory_back_and_takes_it_again(model: Path, tmp_path: Pa
     """By the command, beside running requests; and by itself once it has been idle."""
     draw = random.Random(1)
     prompts = [[draw.randrange(3, 250) for _ in range(600)] for _ in range(8)]
-    with running(model, tmp_path, "--vtensor-idle-trim", "20") as server:
+    with running(model, tmp_path, "--vtensor-idle-trim", "12") as server:
         answers = [generate(server, input_ids=prompt)["output_ids"] for prompt in prompts]
         before = _one(server)
         assert before["limit_bytes"] == before["budget_bytes"]

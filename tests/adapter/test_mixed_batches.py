@@ -9,7 +9,7 @@ import toy
 from logprobs import compare_noted
 from schedulers import SERVER_ARGS, STOCK, VTENSOR, run_scheduler
 
-REQUESTS, NEW = 8, 60
+REQUESTS, NEW = 6, 40
 
 
 def test_log_probabilities_are_stocks_without_mixing(tmp_path: Path) -> None:

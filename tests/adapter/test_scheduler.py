@@ -11,12 +11,12 @@ from schedulers import SERVER_ARGS, STOCK, VTENSOR, run_scheduler
 from toy import VOCABULARY
 
 WORKLOADS = {
-    "varied": {"conversations": 6, "turns": 4, "new": 48},
+    "varied": {"conversations": 5, "turns": 3, "new": 36},
     # Short prompts and long answers: requests are let in and then outgrow the pool.
-    "growing": {"conversations": 10, "turns": 2, "new": 120},
-    "important": {"conversations": 6, "turns": 4, "new": 48, "priorities": True},
+    "growing": {"conversations": 6, "turns": 2, "new": 80},
+    "important": {"conversations": 5, "turns": 3, "new": 36, "priorities": True},
 }
-COMMON = {"seed": 7, "at_once": 10, "longest": 420, "aborts": True, "flush": True}
+COMMON = {"seed": 7, "at_once": 12, "longest": 420, "aborts": True, "flush": True}
 
 EVERYTHING = {
     "abort after the first token",
@@ -71,7 +71,7 @@ CASES = [
             workload="growing",
             environment=RECKLESS,
             evicts=True,
-            retractions=5,
+            retractions=3,
         )
         for name, args in (
             ("no overlap", {"disable_overlap_schedule": True}),
@@ -106,7 +106,7 @@ CASES = [
         core=MOVED | {"copy_from_pages": 1},
         environment=RECKLESS,
         evicts=True,
-        retractions=5,
+        retractions=3,
     ),
     *(
         Case(
@@ -119,10 +119,10 @@ CASES = [
             memory=memory,  # 0: for no more pages than there are then
         )
         for name, args, memory in (
-            ("while others run", {"disable_overlap_schedule": True}, {40: 0}),
-            ("between chunks", {}, {14: 0}),
-            ("mixed chunks", {"enable_mixed_chunk": True}, {14: 0}),
-            ("for a while", {}, {40: 0, 500: None}),
+            ("while others run", {"disable_overlap_schedule": True}, {25: 0}),
+            ("between chunks", {}, {12: 0}),
+            ("mixed chunks", {"enable_mixed_chunk": True}, {12: 0}),
+            ("for a while", {}, {25: 0, 250: None}),
         )
     ),
     Case("stock attention", {"max_total_tokens": 1200, "attention_backend": "torch_native"}, evicts=True),

@@ -38,7 +38,7 @@ def gemma(tmp_path: Path) -> Path:
 def test_outputs_equal_stock(gemma: Path, tmp_path: Path) -> None:
     args = SERVER_ARGS | {"model_path": str(gemma), "max_total_tokens": 20000}
     workload = {"seed": 3, "at_once": 4, "longest": 200, "aborts": False, "flush": False}
-    workload |= {"conversations": 3, "turns": 3, "new": 16}
+    workload |= {"conversations": 2, "turns": 2, "new": 12}
     outputs = []
     for name, server in (("stock", STOCK), ("vtensor", VTENSOR)):
         (tmp_path / name).mkdir()

@@ -24,9 +24,9 @@ def test_kv_after_a_soak(tmp_path: Path, overlap: bool) -> None:
         "workload": {
             "kind": "soak",
             "seed": 5,
-            "requests": 330,
+            "requests": 270,
             "at_once": 14,
-            "new": 90,
+            "new": 70,
             "longest": 420,
             "vocabulary": toy.VOCABULARY,
             "prefixes": 12,

@@ -220,7 +220,8 @@ def test_beside_the_ideal(monkeypatch: pytest.MonkeyPatch, pace: tuple[str, ...]
         assert it["output_tokens"] == trace["output_tokens"]
         if not closed:
             assert it["seconds"] >= 0.4
-            assert it["ttft_p50_ms"] >= it["late_p99_ms"] >= 0
+            # Of each request, the time to its first token begins when it was due, and holds how late it was sent.
+            assert it["ttft_p99_ms"] >= it["late_p99_ms"] >= 0
     stock, vtensor = found["servers"]["stock"], found["servers"]["v"]
     assert (stock["hit_rate"], stock["of_ideal"]) == (0, 0)
     assert stock["ideal_hit_rate"] == vtensor["ideal_hit_rate"] > 0.2

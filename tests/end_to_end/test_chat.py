@@ -35,8 +35,8 @@ def _check(report: dict[str, Any], requests: int) -> None:
 
 
 def test_several_clients(tmp_path: Path) -> None:
-    """As `make chat` runs it: shared system prompt, turns, forks, several clients at once."""
-    report, printed = _chat(tmp_path)
+    """As `make chat` runs it, in small: shared system prompt, turns, forks, several clients at once."""
+    report, printed = _chat(tmp_path, "--num-dialogues", "10", "--system-tokens", "256", "--output-tokens", "12")
     _check(report, report["workload"]["planned_requests"])
     assert report["workload"]["clients"] > 1
     assert "Outputs: identical" in printed
@@ -45,8 +45,8 @@ def test_several_clients(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not MTBENCH.exists(), reason=f"{MTBENCH.name} is not here")
 def test_a_file_of_dialogues_with_one_client(tmp_path: Path) -> None:
-    """The first 100 dialogues of MT-Bench-101: every single request finds as much in the cache as on stock."""
-    options = ("--dialogues", str(MTBENCH), "--limit", "100", "--clients", "1", "--output-tokens", "8")
+    """The first 25 dialogues of MT-Bench-101: every single request finds as much in the cache as on stock."""
+    options = ("--dialogues", str(MTBENCH), "--limit", "25", "--clients", "1", "--output-tokens", "8")
     report, _ = _chat(tmp_path, *options)
     _check(report, report["workload"]["planned_requests"])
     assert report["workload"]["lost_turns"] == 0
