@@ -201,7 +201,7 @@ def decode_kernel(
     tasks,  # [tasks, TASK_FIELDS], or None
     order,  # [batch]
     task_runs,  # [workers, 4]
-    begun,  # [1] int32, lowered, and raised when what came before is done: for a kernel that begins beside this; or None
+    begun,  # [1] int32, written: raised when what came before is done, for a kernel that begins beside this; or None
     sinks,  # [heads] or None
     k_scale,  # [1] float32 or None
     v_scale,  # [1] float32 or None

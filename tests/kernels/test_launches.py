@@ -21,7 +21,7 @@ LAYERS, BATCH, SHARED, KV_HEADS, GROUP, HEAD_DIM = 6, 24, 400, 2, 4, 128
 
 
 @triton.jit
-def _late_copy(source, to, nanoseconds, size, BLOCK: tl.constexpr):
+def _late_copy(source, to, nanoseconds, size, BLOCK: tl.constexpr):  # noqa: N803
     """A copy that lets others begin, waits, and only then writes."""
     gdc_wait()
     gdc_launch_dependents()
