@@ -125,9 +125,41 @@ void KVCache::unreserve(SlotId slot) {
 void KVCache::prepare_slot(Node* node) {
   if (!map_ahead_ || unmapped_.empty()) return;
   while (!node->is_root() && node->children.size() < 2) node = node->parent;
-  if (node->is_root() || node->idle_slots > 0 || !may_map_more()) return;
-  const std::size_t pages = node->end * geometry_.token_bytes / geometry_.page_bytes;
-  if (pages < kLeastPrepared || arena_.runs() + 2 * (pending_.size() + pages) > arena_.mapping_limit()) return;
+  if (node->is_root() || node->idle_slots > 0 || whole_pages(node) < kLeastPrepared) return;
+  map_in_spare_slot(node);
+}
+
+std::size_t KVCache::prepare(NodeHandle handle, std::size_t least_pages, std::size_t spare_pages) {
+  const std::lock_guard guard(mutex_);
+  if (!map_ahead_ || handle == 0) return 0;
+  harvest();
+  Node* node = tree_.at(handle);
+  if (whole_pages(node) < least_pages || (idle_.empty() && unmapped_.empty())) return 0;
+  std::vector<PageId>& path = scratch_.path;
+  path.clear();
+  tree_.collect(node, path);
+  const std::span<const PageId> prefix(path.data(), whole_pages(node));
+  // As a bind would choose.
+  ++choices_;
+  if (move_pages_)
+    for (const PageId page : path) pool_[page].chosen = choices_;
+  const std::size_t unused = pool_.free() - std::min<std::size_t>(pool_.free(), pool_.reserved());
+  const std::size_t copies = move_pages_ ? std::min(unused, spare_pages / 2) : 0;
+  const SlotId slot = choose_slot_to_copy_to(choose_slot(node), prefix, copies);
+  // One that was prepared before, for this node or one close to it. What failed there is left to the bind.
+  if (slots_[slot].prepared) return slots_[slot].pending.size();
+  return pages_to_map(slot, prefix, copies) < least_pages ? 0 : map_in_spare_slot(node);
+}
+
+std::size_t KVCache::whole_pages(const Node* node) const {
+  return node->end * geometry_.token_bytes / geometry_.page_bytes;
+}
+
+// Maps a path in a slot that maps nothing, if there is one and more may be mapped. Returns the pages to come.
+std::size_t KVCache::map_in_spare_slot(Node* node) {
+  const std::size_t pages = whole_pages(node);
+  if (unmapped_.empty() || !may_map_more()) return 0;
+  if (arena_.runs() + 2 * (pending_.size() + pages) > arena_.mapping_limit()) return 0;
   const SlotId slot = unmapped_.front();
   settle(slot, 0, arena_.slot_pages());
   std::vector<PageId> path;
@@ -139,6 +171,7 @@ void KVCache::prepare_slot(Node* node) {
   slots_[slot].unmapped = false;
   slots_[slot].prepared = true;
   tree_.attach(slot, node, true);
+  return slots_[slot].pending.size();
 }
 
 // A prepared slot is taken before others that map the prefix, having nothing besides; and then it maps pages of its

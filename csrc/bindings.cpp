@@ -430,6 +430,12 @@ NB_MODULE(_core, m) {
           "create_ahead",
           [](PyCache& it, std::size_t pages, bool retry) { unlocked([&] { it->create_ahead(pages, retry); }); },
           "pages"_a, "retry"_a = false)
+      .def(
+          "prepare",
+          [](PyCache& it, NodeHandle node, std::size_t least_pages, std::size_t spare_pages) {
+            return unlocked([&] { return it->prepare(node, least_pages, spare_pages); });
+          },
+          "node"_a, "least_pages"_a, "spare_pages"_a = 0)
       .def("finish_ahead", [](PyCache& it) { unlocked([&] { it->finish_ahead(); }); })
       .def("clear", [](PyCache& it) { unlocked([&] { it->clear(); }); })
       .def("check", [](PyCache& it) { unlocked([&] { it->check(); }); })

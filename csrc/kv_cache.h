@@ -117,6 +117,9 @@ class KVCache {
   // Of spare_pages, which nobody else will need, half may be taken, if they are free, for copies of what others hold.
   Bound bind(const std::string& name_space, NodeHandle node, std::size_t tokens, std::size_t guard_tokens,
              std::size_t spare_pages);
+  // Where binding a slot to the node would map this many pages of its path or more: has the thread map them in a slot
+  // that maps nothing, if there is one. Returns how many of these mappings are still to come; 0: better bind now.
+  std::size_t prepare(NodeHandle node, std::size_t least_pages, std::size_t spare_pages);
   // Backs each live slot up to so many tokens; all of them or none. Evicts if need be. Guards as bind does.
   void grow(std::span<const SlotId> slots, std::span<const std::size_t> tokens, std::size_t guard_tokens);
   // Pages that such a growth would take.
@@ -284,6 +287,8 @@ class KVCache {
   void keep_guards(SlotId slot);
   void unreserve(SlotId slot);
   void prepare_slot(Node* node);
+  std::size_t whole_pages(const Node* node) const;
+  std::size_t map_in_spare_slot(Node* node);
   void dissolve(SlotId slot);
   void stock_up();
   std::size_t give_back_stock();

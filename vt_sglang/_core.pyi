@@ -392,6 +392,23 @@ class KVCache:
     def mappable_pages(self) -> int:
         """Pages that can be mapped besides those of live and draining slots, after unmapping what nobody uses."""
 
+    def prepare(self, node: int, least_pages: int, spare_pages: int = 0) -> int:
+        """Have a long path mapped beside other work, before a request is bound to it.
+
+        If `bind` would have to map `least_pages` of the node's path or more, a slot is left that maps nothing, and less
+        than half of the memory is mapped, the cache's thread maps the path there.
+
+        Args:
+            node: where the path ends; it need not be locked.
+            spare_pages: as of `bind`.
+
+        Returns:
+            Mappings that are still to come. 0: `bind` finds what there is.
+
+        Raises:
+            InvariantError: the node was evicted.
+        """
+
     def finish_ahead(self) -> None:
         """Wait until all that is mapped and created ahead is so; nothing waits for that but tests and benchmarks."""
 

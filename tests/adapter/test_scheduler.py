@@ -216,6 +216,30 @@ def test_copies_take_nothing_that_others_will_need(
     assert lengths | {"holder": sizes["new"], "copier": sizes["new"], "large": 4} == lengths
 
 
+def test_a_long_prefix_is_mapped_while_others_run(model: Path, tmp_path: Path) -> None:
+    """By the thread; the request waits for it, comes to the same end, and its bind has nothing of it left to map."""
+    trunk, results = 600, {}
+    on_whole_pages = trunk - 4096 // 768
+    for ahead in (True, False):
+        settings = {
+            "server_args": SERVER_ARGS | VTENSOR | {"model_path": str(model), "max_total_tokens": 20000},
+            "workload": {"kind": "trunk", "seed": 1, "vocabulary": VOCABULARY, "memory_ends": False}
+            | {"trunk": trunk, "fill": 16, "fills": 1, "large": 16, "new": 60},
+            "core": MOVED | {"copy_from_pages": 8, "map_ahead": ahead},
+            "environment": {"VTENSOR_PAGE_BYTES": "4096"},
+        }
+        folder = tmp_path / str(ahead)
+        folder.mkdir()
+        results[ahead] = run_scheduler(folder, settings)
+    assert results[True]["outputs"] == results[False]["outputs"]
+    mapped = {ahead: it["vtensor"]["counters"] for ahead, it in results.items()}
+    assert mapped[False]["tokens_aliased"] >= on_whole_pages
+    assert mapped[False]["pages_mapped_ahead"] == 0
+    assert mapped[True]["tokens_adopted"] >= on_whole_pages
+    assert mapped[True]["tokens_aliased"] == 0
+    assert mapped[True]["pages_copied"] == 0
+
+
 @pytest.mark.parametrize(
     ("server_args", "lacking"),
     [

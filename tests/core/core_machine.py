@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 
 from vt_sglang._core import DriverError, InvariantError, OutOfPages, SlotsBusy
 
-NORMAL_STEPS = 21_000
+NORMAL_STEPS = 30_000
 STEPS = int(os.environ.get("VT_TEST_STEPS", NORMAL_STEPS))  # over all worlds of test_stateful.py, roughly
 SEED = int(os.environ.get("VT_TEST_SEED", "0"))
 STEPS_PER_EXAMPLE = 50

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slots in which a prefix that several requests share is mapped before the next one comes."""
 
+import pytest
 from core_ahead import SYSTEM, make, pair, shared, until
 from core_fake_cuda import FakeCuda
 from core_harness import Request, counter_changes, ids, run
@@ -37,31 +38,31 @@ def test_a_prepared_slot_can_be_had_before_it_is_ready(fake_cuda: FakeCuda) -> N
     cache.check()
 
 
-def test_a_prepared_slot_pins_nothing(fake_cuda: FakeCuda) -> None:
+@pytest.mark.parametrize("held", [True, False])
+def test_a_prepared_slot_pins_nothing(fake_cuda: FakeCuda, held: bool) -> None:
     """Its path can be evicted, before it is mapped or after that, and its pages given back."""
-    for held in (True, False):
-        cache = make(fake_cuda)
-        requests = pair(cache, apart=True)
+    cache = make(fake_cuda)
+    requests = pair(cache, apart=True)
+    cache.finish_ahead()
+    fake_cuda.hold("cuMemMap" if held else None)
+    requests[1].record()
+    if held:
+        until(fake_cuda.waiting)
+        fake_cuda.hold(None)
+    else:
         cache.finish_ahead()
-        fake_cuda.hold("cuMemMap" if held else None)
-        requests[1].record()
-        if held:
-            until(fake_cuda.waiting)
-            fake_cuda.hold(None)
-        else:
-            cache.finish_ahead()
-            assert cache.counters()["pages_mapped_ahead"] >= 4
-        for it in requests:
-            it.abort()
-        usage = cache.usage()
-        assert usage["evictable_pages"] == usage["held_pages"] - 1
-        cache.evict(100)
-        assert cache.usage()["held_pages"] == 1
-        cache.trim()
-        assert cache.usage()["created_pages"] == 1
-        cache.finish_ahead()
-        cache.check()
-        run(cache, ids(SYSTEM + "c"))
+        assert cache.counters()["pages_mapped_ahead"] >= 4
+    for it in requests:
+        it.abort()
+    usage = cache.usage()
+    assert usage["evictable_pages"] == usage["held_pages"] - 1
+    cache.evict(100)
+    assert cache.usage()["held_pages"] == 1
+    cache.trim()
+    assert cache.usage()["created_pages"] == 1
+    cache.finish_ahead()
+    cache.check()
+    run(cache, ids(SYSTEM + "c"))
 
 
 def test_the_only_idle_slot_serves_any_request(fake_cuda: FakeCuda) -> None:

@@ -34,8 +34,7 @@ class VTensorPrefillAdder(PrefillAdder):
             self._geometry = Geometry(self._core.page_bytes, self._core.token_bytes)
             if self.running_batch is not None:
                 # Running requests may take their next page in the same step (mixed batches), and the step after.
-                running = [req for req in self.running_batch.reqs if not req.finished()]
-                self._step_pages = pages_for_next_token(self._core, running)
+                self._step_pages = pages_for_next_token(self._core, self._running())
                 self._rounding = self._geometry.tokens_in(self._step_pages)
             self._mappable = max(self._core.mappable_pages() - self._step_pages, 0)
 
@@ -53,6 +52,8 @@ class VTensorPrefillAdder(PrefillAdder):
         """Admit a waiting request if its pages can be had, and mapped."""
         if self._core is None:
             return super().add_one_req(req, has_chunked_req, truncation_align_size)
+        if self._is_being_prepared(req):
+            return AddReqResult.OTHER
         new = _new_tokens(req)
         if self._geometry.pages_for(len(req.full_untruncated_fill_ids) + new) > self._mappable:
             return AddReqResult.NO_TOKEN
@@ -73,6 +74,19 @@ class VTensorPrefillAdder(PrefillAdder):
             return result
         self.tree_cache.hopeless.append(req)
         return AddReqResult.OTHER  # NO_TOKEN would keep all others waiting too
+
+    def _is_being_prepared(self, req: Any) -> bool:
+        """Whether the long prefix that the request has found is being mapped beside the work of others, who would stand
+        still while it is mapped by a bind. Nobody is admitted before it."""
+        long, found = self._core.copy_from_pages, self._geometry.page_of(len(req.prefix_indices))
+        if not 0 < long <= found or not (self.can_run_list or self._running()):
+            return False
+        spare = max(self._spare_pages() - self._still_to_take(req), 0)
+        return bool(self._core.prepare(req.last_node, long, spare) > 0)
+
+    def _running(self) -> list[Any]:
+        """Requests that decode."""
+        return [] if self.running_batch is None else [req for req in self.running_batch.reqs if not req.finished()]
 
     def _judge(self, req: Any, has_chunked_req: bool, truncation_align_size: int | None, reckoned: int) -> AddReqResult:
         """SGLang's own admission, with `reckoned` tokens to generate in place of all that the request may."""
@@ -127,8 +141,7 @@ class VTensorPrefillAdder(PrefillAdder):
     def _spare_pages(self) -> int:
         """Pages that are free even when the step has what it takes, and would be left if all requests, running and let
         in, came to their longest. To be asked before any of the step's requests has its memory."""
-        running = [] if self.running_batch is None else self.running_batch.reqs
-        requests = [*(req for req in running if not req.finished()), *self.can_run_list]
+        requests = [*self._running(), *self.can_run_list]
         promised = sum(self._still_to_take(req) for req in requests)
         free = self._core.usage()["free_pages"] - self._step_pages
         return int(max(min(free, self._core.deliverable_pages() - promised), 0))
