@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programmatic dependent launch: a kernel is set up while the one before it still runs.
 
-A kernel that is launched so calls `gdc_wait` before it touches what others may write or read, and only then
-`gdc_launch_dependents`. So whoever begins beside it finds all that came before it done, and may read what is written
-once a step before its own wait.
+A kernel that is launched so calls `gdc_wait` before it touches what others may write or read. The store of new
+tokens and the merge call `gdc_launch_dependents` only then: so whoever begins beside them finds all that came before
+them done, and may read what is written once a step before its own wait. (Between what writes that and the first to
+read it so, some kernel has to lie that is launched plainly or waits; in a server much does.)
 
 `gdc_wait` waits for all kernels before. One that is to run beside another cannot use it to learn that what came before
 *both* is done; so it waits for a flag. The other lowers it when it begins, before it lets anybody begin, and raises it

@@ -20,7 +20,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from vt_sglang.triton_kernels import decode_plan, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_kernel
 from vt_sglang.triton_kernels.decode_plan import RUN_FIELDS, SHARED_ROWS, TASK_FIELDS, DecodeConfig
-from vt_sglang.triton_kernels.merge import merge_kernel
+from vt_sglang.triton_kernels.merge import _WARPS, merge_kernel
 from vt_sglang.triton_kernels.store import store_kernel, warps
 
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -127,7 +127,7 @@ def merge() -> dict[str, int]:
         "PDL": True,
         "sinks": None,
     }
-    return build(merge_kernel, constants, num_warps=4)
+    return build(merge_kernel, constants, num_warps=_WARPS)
 
 
 def shared() -> dict[str, int]:

@@ -36,8 +36,8 @@ def hopper_is_faster(
     evenly, where the project's batch was dealt out once, on the host; that is some microseconds a layer. So little work
     is the project's, and much is FlashAttention-3's. Work is counted in steps, `ROWS` query rows by `TILE` tokens,
     about 1.6 us of a multiprocessor each: in bench/results/prefill.json and more/prefill-short.json the project's
-    kernel is ahead in all shapes of up to 85 steps a multiprocessor, by 1 to 31 %; between 3 % ahead and 4 % behind
-    from 124 to 132, and 1 to 12 % behind beyond.
+    kernel is ahead in all shapes of up to 85 steps a multiprocessor, by 1 to 29 %; between 4 % ahead and 4 % behind
+    from 124 to 132, and up to 12 % behind beyond.
 
     A request of no more than `TILE` tokens takes another launch of another kernel each layer, which costs what there
     is to win.
