@@ -43,7 +43,7 @@ PASSES = {
             "UBSAN_OPTIONS": f"print_stacktrace=1 log_path={LOGS}",
             "PYTHONMALLOC": "malloc",  # its arenas would hide errors
         },
-        steps=5_000,
+        steps=3_000,
         tests=(),
     ),
     "threads": Pass(
