@@ -184,6 +184,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     def clear_faults(self) -> None:
         """End injected failures, but not a lack of memory."""
+        self.cache.finish_ahead()  # or the thread would take memory for what it has to create while none is lacking
         self.world.clear_faults(self.cache)
         if self.memory_pages is not None:
             self.world.limit_memory(self.cache, self.memory_pages - self.physical_pages())
