@@ -9,8 +9,6 @@
 namespace vt {
 namespace {
 
-// Mappings that wait at one time, of those for growth; a prepared slot may be longer.
-constexpr std::size_t kMostPending = 256;
 constexpr PageId kMostStock = 64;          // pages
 constexpr std::size_t kLeastPrepared = 4;  // whole pages of a prefix
 
@@ -85,9 +83,9 @@ PageId KVCache::page_to_map_ahead() {
 }
 
 // The page behind a live slot's last, where nothing is mapped, or the padding page, which was mapped for forwards that
-// read behind the tokens, and none does any more (invariant 5).
+// read behind the tokens, and none does any more (invariant 5). One a slot, which comes before all prefixes that wait.
 void KVCache::map_ahead(SlotId slot, std::size_t guard_tokens) {
-  if (!map_ahead_ || pending_.size() >= kMostPending) return;
+  if (!map_ahead_) return;
   const Slot& it = slots_[slot];
   const std::size_t index = it.pages;
   if (index == arena_.slot_pages()) return;
@@ -139,14 +137,11 @@ std::size_t KVCache::prepare(NodeHandle handle, std::size_t least_pages, std::si
   path.clear();
   tree_.collect(node, path);
   const std::span<const PageId> prefix(path.data(), whole_pages(node));
-  // As a bind would choose.
-  ++choices_;
-  if (move_pages_)
-    for (const PageId page : path) pool_[page].chosen = choices_;
-  const std::size_t unused = pool_.free() - std::min<std::size_t>(pool_.free(), pool_.reserved());
-  const std::size_t copies = move_pages_ ? std::min(unused, spare_pages / 2) : 0;
+  begin_choice(path);
+  const std::size_t copies = most_copies(0, spare_pages);
   const SlotId slot = choose_slot_to_copy_to(choose_slot(node), prefix, copies);
-  // One that was prepared before, for this node or one close to it. What failed there is left to the bind.
+  // One that was prepared before, for this node or one close to it: what failed there is left to the bind, which will
+  // choose as it is chosen here.
   if (slots_[slot].prepared) return slots_[slot].pending.size();
   return pages_to_map(slot, prefix, copies) < least_pages ? 0 : map_in_spare_slot(node);
 }

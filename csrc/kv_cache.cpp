@@ -192,13 +192,9 @@ KVCache::Bound KVCache::bind(const std::string& name_space, NodeHandle handle, s
   require_idle_slot();
   if (node != nullptr) await_own_slot(node, path);
   require(pages - shared);
-  ++choices_;
-  if (move_pages_)  // the path's pages stay, or are moved to where the slot maps one
-    for (const PageId page : path) pool_[page].chosen = choices_;
-  // Only pages that exist and nobody needs: neither evicting nor creating pages is what copying is to cost. And of a
-  // tail that is extended, the page itself.
-  const std::size_t unused = pool_.free() - std::min<std::size_t>(pool_.free(), pool_.reserved() + pages - shared);
-  const std::size_t copies = move_pages_ ? std::min(unused, spare_pages / 2) : 0;
+  begin_choice(path);
+  const std::size_t copies = most_copies(pages - shared, spare_pages);
+  // Of a tail that is extended, it is the page itself that goes on.
   const std::span<const PageId> prefix(path.data(), shared - (tail == Tail::kExtended));
   // Only now: the slots of what was evicted have pages to take where they are mapped.
   const SlotId slot = choose_slot_to_copy_to(choose_slot(node), prefix, copies);

@@ -272,6 +272,8 @@ class KVCache {
   bool can_move_here(SlotId slot, std::size_t index, PageId page) const;
   bool plan_move_here(SlotId slot, std::size_t index, PageId page);
   std::size_t make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& path);
+  void begin_choice(std::span<const PageId> path);
+  std::size_t most_copies(std::size_t fresh, std::size_t spare_pages) const;
   std::size_t pages_to_map(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const;
   SlotId choose_slot_to_copy_to(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const;
   std::size_t plan_copies(SlotId slot, std::span<const PageId> prefix, std::size_t copies);

@@ -84,7 +84,22 @@ std::size_t KVCache::make_moves(std::vector<Fresh>& fresh, std::vector<PageId>& 
   return of_path;
 }
 
+// A path's pages stay, or are moved to where the slot maps one: they make way for nothing.
+void KVCache::begin_choice(std::span<const PageId> path) {
+  ++choices_;
+  if (!move_pages_) return;
+  for (const PageId page : path) pool_[page].chosen = choices_;
+}
+
 // ---- copying what others hold
+
+// How many copies may be made beside so many fresh pages. Only of pages that exist and nobody needs: neither evicting
+// nor creating pages is what copying is to cost.
+std::size_t KVCache::most_copies(std::size_t fresh, std::size_t spare_pages) const {
+  if (!move_pages_) return 0;
+  const std::size_t unused = pool_.free() - std::min<std::size_t>(pool_.free(), pool_.reserved() + fresh);
+  return std::min(unused, spare_pages / 2);
+}
 
 // Of a prefix, the pages that binding this slot maps, if so many may be copied.
 std::size_t KVCache::pages_to_map(SlotId slot, std::span<const PageId> prefix, std::size_t copies) const {
