@@ -71,6 +71,16 @@ def shared(cache: KVCache, *, apart: bool = False) -> list[Request]:
     return requests
 
 
+def give_everything_back(cache: KVCache) -> None:
+    """No request being left, nothing is held but the padding page, whatever was mapped ahead."""
+    cache.evict(100)
+    assert cache.usage()["held_pages"] == 1
+    cache.trim()
+    assert cache.usage()["created_pages"] == 1
+    cache.finish_ahead()
+    cache.check()
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what a thread does."""
     end = time.monotonic() + DEADLINE_S

@@ -2,7 +2,7 @@
 """Slots in which a prefix that several requests share is mapped before the next one comes."""
 
 import pytest
-from core_ahead import SYSTEM, make, pair, shared, until
+from core_ahead import SYSTEM, give_everything_back, make, pair, shared, until
 from core_fake_cuda import FakeCuda
 from core_harness import Request, counter_changes, ids, run
 
@@ -56,12 +56,7 @@ def test_a_prepared_slot_pins_nothing(fake_cuda: FakeCuda, held: bool) -> None:
         it.abort()
     usage = cache.usage()
     assert usage["evictable_pages"] == usage["held_pages"] - 1
-    cache.evict(100)
-    assert cache.usage()["held_pages"] == 1
-    cache.trim()
-    assert cache.usage()["created_pages"] == 1
-    cache.finish_ahead()
-    cache.check()
+    give_everything_back(cache)
     run(cache, ids(SYSTEM + "c"))
 
 

@@ -104,10 +104,8 @@ def decode(*, tma: bool, tasks: bool) -> dict[str, int]:
         "k_scale": None,
         "v_scale": None,
     }
-    if not tasks:
-        constants |= dict.fromkeys(("header", "tasks", "order", "task_runs"))
-    if tasks:
-        constants["begun"] = None
+    # With tasks of its own no kernel begins beside it.
+    constants |= dict.fromkeys(("begun",) if tasks else ("header", "tasks", "order", "task_runs"))
     descriptor = f"tensordesc<bf16[{config.tile}, {_DIM}]>"
     if not tma:
         constants |= dict.fromkeys(("k_rows", "v_rows"))
