@@ -262,6 +262,18 @@ class KVCache {
   void check_mappings() const;
   const Slot& live(SlotId slot) const;
   bool fits(const Node* node, std::size_t total_tokens) const;
+  // bind.cpp
+  struct Binding;
+  Node* node_to_bind(const std::string& name_space, NodeHandle handle, std::size_t tokens) const;
+  Binding begin_binding(Node* node, std::size_t tokens);
+  void choose_slot_and_copies(Binding& it, std::size_t spare_pages);
+  bool is_copied(std::size_t index) const;
+  std::size_t tokens_on(const Binding& it, std::size_t index) const;
+  void take_pages(Binding& it);
+  void choose_changes(Binding& it, std::size_t guard_tokens);
+  void map_and_fill(const Binding& it);
+  void hold_pages(const std::string& name_space, const Binding& it);
+  void count(const Binding& it);
   void require_idle_slot() const;
   void await_own_slot(const Node* node, std::span<const PageId> path) const;
   bool may_map_more() const;
@@ -294,7 +306,11 @@ class KVCache {
   void dissolve(SlotId slot);
   void stock_up();
   std::size_t give_back_stock();
-
+  // memory.cpp
+  std::optional<std::size_t> evict_one();
+  std::size_t evict_until(std::size_t available);
+  void evict_excess();
+  std::size_t room_for_mappings() const;
   PageId create_page();
   void create_pages(std::size_t pages);
   void retry_withheld(bool now);
@@ -309,12 +325,9 @@ class KVCache {
   std::size_t add_guards(SlotId slot, std::size_t tokens, std::size_t guard_tokens, std::vector<Change>& changes) const;
   void map(std::span<const Change> changes, SlotId binding);
   void shed(std::span<const Change> changes, SlotId binding);
-  std::optional<std::size_t> evict_one();
-  std::size_t evict_until(std::size_t available);
-  void evict_excess();
   std::size_t trim_pages(std::size_t keep, std::size_t most_calls, bool settled);
   std::vector<bool> mapped_in_flight() const;
-  std::size_t room_for_mappings() const;
+
   void make_idle(SlotId slot);
   void forget_idle(SlotId slot);
 

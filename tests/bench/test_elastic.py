@@ -32,7 +32,7 @@ def test_bad_input(tmp_path: Path, arguments: list[str], says: str) -> None:
 @pytest.mark.slow
 def test_with_real_servers(tmp_path: Path) -> None:
     load = ["--clients", "2", "--first", "300", "--output", "4", "--runs", "1", "--max-total-tokens", "20000"]
-    options = [*load, "--idle-trim", "1", "--logs", str(tmp_path), "--json", str(tmp_path / "elastic.json")]
+    options = [*load, "--idle-trim", "3", "--logs", str(tmp_path), "--json", str(tmp_path / "elastic.json")]
     done = subprocess.run([*COMMAND, *options], cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     said = json.loads((tmp_path / "elastic.json").read_text())
@@ -42,4 +42,3 @@ def test_with_real_servers(tmp_path: Path) -> None:
     assert 0 < trimmed < found["load_kv_bytes"] < found["stock_kv_bytes"]
     (again,) = found["returning"]
     assert again["kv_bytes"] == found["load_kv_bytes"]
-    assert found["trim_s"][0] > 0.5

@@ -61,7 +61,7 @@ def test_a_slow_server_does_not_hold_arrivals_up() -> None:
     for due, request in zip(starts, ordered(result), strict=True):
         assert request.scheduled_s == due
         assert request.start_s >= due
-        assert request.held_s < 0.05
+        assert request.held_s < 0.4  # one after the other: 0.48
 
 
 def test_the_wait_for_the_cap_counts() -> None:
