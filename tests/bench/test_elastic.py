@@ -39,6 +39,5 @@ def test_with_real_servers(tmp_path: Path) -> None:
     assert '"/' not in json.dumps(said)
     found = said["results"]
     (trimmed,) = found["trimmed_kv_bytes"]
-    assert 0 < trimmed < found["load_kv_bytes"] < found["stock_kv_bytes"]
-    (again,) = found["returning"]
-    assert again["kv_bytes"] == found["load_kv_bytes"]
+    (again,) = found["returning"]  # how much depends on whether both clients are at work at a time
+    assert 0 < trimmed < again["kv_bytes"] <= found["load_kv_bytes"] < found["stock_kv_bytes"]
