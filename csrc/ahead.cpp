@@ -139,7 +139,7 @@ std::size_t KVCache::prepare(NodeHandle handle, std::size_t least_pages, std::si
   const std::span<const PageId> prefix(path.data(), whole_pages(node));
   begin_choice(path);
   const std::size_t copies = most_copies(0, spare_pages);
-  const SlotId slot = choose_slot_to_copy_to(choose_slot(node), prefix, copies);
+  const SlotId slot = choose_slot_to_copy_to(choose_slot(node, path), prefix, copies);
   // One that was prepared before, for this node or one close to it: what failed there is left to the bind, which will
   // choose as it is chosen here.
   if (slots_[slot].prepared) return slots_[slot].pending.size();
@@ -153,7 +153,7 @@ std::size_t KVCache::whole_pages(const Node* node) const {
 // Maps a path in a slot that maps nothing, if there is one and more may be mapped. Returns the pages to come.
 std::size_t KVCache::map_in_spare_slot(Node* node) {
   const std::size_t pages = whole_pages(node);
-  if (unmapped_.empty() || !may_map_more()) return 0;
+  if (unmapped_.empty() || !may_map_more(pages)) return 0;
   if (arena_.runs() + 2 * (pending_.size() + pages) > arena_.mapping_limit()) return 0;
   const SlotId slot = unmapped_.front();
   settle(slot, 0, arena_.slot_pages());
@@ -170,8 +170,9 @@ std::size_t KVCache::map_in_spare_slot(Node* node) {
 }
 
 // A prepared slot is taken before others that map the prefix, having nothing besides; and then it maps pages of its
-// own. Once more pages are mapped than should be, it is as if it mapped nothing.
+// own. Once more pages are mapped than should be, it is as if it mapped nothing, and no more are mapped for it.
 void KVCache::dissolve(SlotId slot) {
+  settle(slot, 0, arena_.slot_pages());
   tree_.detach(slot);
   unmapped_.splice(unmapped_.begin(), idle_, slots_[slot].idle);
   slots_[slot].unmapped = true;

@@ -11,17 +11,19 @@ namespace {
 
 // To map as many takes the driver about as long as launching a forward late costs: a millisecond.
 constexpr std::size_t kManyPages = 32;
+// Slots attached to one node that are compared by what they map.
+constexpr int kSlotsCompared = 8;
 
 }  // namespace
 
 // What a bind does. `path`, `fresh` and `changes` are in scratch_.
 struct KVCache::Binding {
-  Node* node;            // that it is bound to, or null
-  std::size_t matched;   // tokens of its path
-  std::size_t tokens;    // that are to be backed
-  std::size_t pages;     // the same in pages
-  std::size_t shared;    // the path's pages that the request has too, but for those that are copied
-  Tail tail;             // what becomes of the page on which the path ends
+  Node* node;           // that it is bound to, or null
+  std::size_t matched;  // tokens of its path
+  std::size_t tokens;   // that are to be backed
+  std::size_t pages;    // the same in pages
+  std::size_t shared;   // the path's pages that the request has too, but for those that are copied
+  Tail tail;            // what becomes of the page on which the path ends
   SlotId slot = kNoSlot;
   std::size_t copied = 0;        // of the shared pages
   std::size_t moves = 0;         // contents moved, of the path and to make way
@@ -100,14 +102,12 @@ void KVCache::choose_slot_and_copies(Binding& it, std::size_t spare_pages) {
   const std::size_t copies = most_copies(it.pages - it.shared, spare_pages);
   // Of a tail that is extended, it is the page itself that goes on.
   const std::span<const PageId> prefix(path.data(), it.shared - (it.tail == Tail::kExtended));
-  it.slot = choose_slot_to_copy_to(choose_slot(it.node), prefix, copies);
+  it.slot = choose_slot_to_copy_to(choose_slot(it.node, path), prefix, copies);
   settle(it.slot, 0, arena_.slot_pages());
   it.copied = plan_copies(it.slot, prefix, copies);
 }
 
-bool KVCache::is_copied(std::size_t index) const {
-  return index < scratch_.copied.size() && scratch_.copied[index];
-}
+bool KVCache::is_copied(std::size_t index) const { return index < scratch_.copied.size() && scratch_.copied[index]; }
 
 // The path's tokens that count on a page: where a token's last byte lies.
 std::size_t KVCache::tokens_on(const Binding& it, std::size_t index) const {
@@ -241,7 +241,7 @@ void KVCache::await_own_slot(const Node* node, std::span<const PageId> path) con
   SlotId own = node->slots;
   while (own != kNoSlot && slots_[own].state != State::kDraining) own = tree_.next_attached(own);
   if (own == kNoSlot) return;
-  const SlotId near = tree_.idle_slot_near(node);
+  const SlotId near = idle_slot_near(node, path);
   std::size_t missing = 0;
   for (std::size_t index = 0; index < path.size(); ++index)
     missing += near == kNoSlot || arena_.mapped(near, index) != path[index];
@@ -250,25 +250,52 @@ void KVCache::await_own_slot(const Node* node, std::span<const PageId> path) con
                   std::to_string(slots_[own].last_forward) + " first");
 }
 
-// Whether a slot that maps nothing should be taken before one with a cached sequence. Where contents move, not once
+// An idle slot by the tree, of which the path is that to this node. Of several that are attached to one node the one
+// that maps most of the path: requests that compute the same at the same time end there with different pages.
+SlotId KVCache::idle_slot_near(const Node* node, std::span<const PageId> path) const {
+  const SlotId first = tree_.idle_slot_near(node);
+  if (first == kNoSlot) return kNoSlot;
+  const std::size_t pages = std::min(path.size(), whole_pages(tree_.attached(first)));
+  const auto agreeing = [&](SlotId slot) {
+    std::size_t count = 0;
+    for (std::size_t index = 0; index < pages; ++index) count += arena_.mapped(slot, index) == path[index];
+    return count;
+  };
+  SlotId best = first;
+  std::size_t most = agreeing(first);
+  int compared = 1;
+  for (SlotId slot = tree_.next_attached(first); slot != kNoSlot && most < pages && compared < kSlotsCompared;
+       slot = tree_.next_attached(slot)) {
+    if (slots_[slot].state != State::kIdle) continue;
+    ++compared;
+    if (const std::size_t count = agreeing(slot); count > most) {
+      most = count;
+      best = slot;
+    }
+  }
+  return best;
+}
+
+// Whether a slot that maps nothing should be taken, and so many pages be mapped there, before one with a cached
+// sequence is. Where contents move, not once
 // half as many pages are mapped as there may be: a page that two slots map for sequences of theirs cannot be moved
 // without loss to the other, and then growth is a driver call again (docs/design.md, "Moving").
-bool KVCache::may_map_more() const {
-  return move_pages_ ? 2 * (arena_.mappings() + pending_.size()) < pool_.limit() : pool_.creatable() > 0;
+bool KVCache::may_map_more(std::size_t pages) const {
+  return move_pages_ ? 2 * (arena_.mappings() + pending_.size() + pages) < pool_.limit() : pool_.creatable() > 0;
 }
 
 // Where nothing of the path is mapped: a slot whose sequence was evicted; else one that maps nothing, or the one idle
 // for longest.
-SlotId KVCache::choose_slot(const Node* node) {
+SlotId KVCache::choose_slot(const Node* node, std::span<const PageId> path) {
   if (node != nullptr) {
-    SlotId near = tree_.idle_slot_near(node);
-    for (; near != kNoSlot && slots_[near].prepared && !may_map_more(); near = tree_.idle_slot_near(node))
+    SlotId near = idle_slot_near(node, path);
+    for (; near != kNoSlot && slots_[near].prepared && !may_map_more(0); near = idle_slot_near(node, path))
       dissolve(near);
     if (near != kNoSlot) return near;
   }
   if (idle_.empty()) return unmapped_.front();
   const bool loose = tree_.attached(idle_.front()) == nullptr;
-  return loose || unmapped_.empty() || !may_map_more() ? idle_.front() : unmapped_.front();
+  return loose || unmapped_.empty() || !may_map_more(0) ? idle_.front() : unmapped_.front();
 }
 
 }  // namespace vt

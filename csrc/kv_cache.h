@@ -276,8 +276,9 @@ class KVCache {
   void count(const Binding& it);
   void require_idle_slot() const;
   void await_own_slot(const Node* node, std::span<const PageId> path) const;
-  bool may_map_more() const;
-  SlotId choose_slot(const Node* node);
+  SlotId idle_slot_near(const Node* node, std::span<const PageId> path) const;
+  bool may_map_more(std::size_t pages) const;
+  SlotId choose_slot(const Node* node, std::span<const PageId> path);
   // moves.cpp
   bool movable(PageId page, SlotId slot) const;
   bool can_copy_here(SlotId slot, std::size_t index, PageId page) const;

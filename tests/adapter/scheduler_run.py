@@ -376,6 +376,7 @@ class Run:
             },
             "prefixes": getattr(self.workload, "prefixes", []),
             "saved": getattr(self.workload, "saved", {}),
+            "admitted": getattr(self.workload, "admitted", []),
         }
         if hasattr(cache, "core"):
             from vt_sglang.adapter.state import describe

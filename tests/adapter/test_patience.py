@@ -10,6 +10,7 @@ import torch
 
 from vt_sglang._core import DriverError, KVCache, OutOfMemory, SlotsBusy
 from vt_sglang.adapter import allocation, patience
+from vt_sglang.adapter.tally import Tally
 from vt_sglang.adapter.tree_cache import VTensorCache
 
 
@@ -21,7 +22,7 @@ def cache(monkeypatch: pytest.MonkeyPatch) -> Any:
     core.record(slot, torch.arange(16).numpy())
     core.release(slot)
     assert (core.usage()["free_pages"], core.usage()["evictable_pages"]) == (2, 4)
-    made = SimpleNamespace(core=core, device=torch.device("cpu"), last_forward=0, waits=[])
+    made = SimpleNamespace(core=core, device=torch.device("cpu"), last_forward=0, tally=Tally(), waits=[])
     monkeypatch.setattr(patience.time, "sleep", made.waits.append)
     return made
 
@@ -66,6 +67,8 @@ def test_a_busy_slot_is_waited_for(cache: Any) -> None:
     assert patience.patiently(cache, _failing(1, SlotsBusy)) == "done"
     assert cache.core.idle_slots() == 3
     assert cache.waits == []
+    assert cache.tally.forward_waits == 1
+    assert 0 < cache.tally.forward_wait_s < 60
 
 
 def test_other_errors_are_not_repeated(cache: Any) -> None:
@@ -94,6 +97,7 @@ def test_decode_that_cannot_be_mapped_is_retracted(cache: Any) -> None:
     """SGLang is told that there is no memory, and not by an exception, which would end the server."""
     made = object.__new__(VTensorCache)
     made.core = _ScarceCore(cache.core, 1)
+    made.tally = Tally()
     made.kv_pool, made.device, made.last_forward = SimpleNamespace(decode_guard_tokens=0), torch.device("cpu"), 0
     reqs = []
     for _ in range(2):

@@ -217,7 +217,8 @@ def test_copies_take_nothing_that_others_will_need(
 
 
 def test_a_long_prefix_is_mapped_while_others_run(model: Path, tmp_path: Path) -> None:
-    """By the thread; the request waits for it, comes to the same end, and its bind has nothing of it left to map."""
+    """By the thread; the request waits for it, comes to the same end, and its bind has nothing of it left to map. Who
+    is behind it does not wait."""
     trunk, results = 600, {}
     on_whole_pages = trunk - 4096 // 768
     for ahead in (True, False):
@@ -232,6 +233,8 @@ def test_a_long_prefix_is_mapped_while_others_run(model: Path, tmp_path: Path) -
         folder.mkdir()
         results[ahead] = run_scheduler(folder, settings)
     assert results[True]["outputs"] == results[False]["outputs"]
+    assert results[True]["admitted"] == ["large", "copier"]
+    assert results[False]["admitted"] == ["copier", "large"]
     mapped = {ahead: it["vtensor"]["counters"] for ahead, it in results.items()}
     assert mapped[False]["tokens_aliased"] >= on_whole_pages
     assert mapped[False]["pages_mapped_ahead"] == 0

@@ -21,6 +21,8 @@ class Trunk:
     def __init__(self, options: dict[str, Any], run: Any) -> None:
         self.run, self._options = run, options
         self.seen: set[str] = set()
+        self.admitted: list[str] = []
+        """Of the copier and what came behind it, in the order in which they were given a slot."""
         self._draw = random.Random(options["seed"])
         self._stage = 0
         self._fillers = [f"filler{number}" for number in range(options["fills"])]
@@ -54,6 +56,9 @@ class Trunk:
                 run.request(COPIER, self._trunk + self._tokens(5), new=options["new"]),
                 run.request(LARGE, self._tokens(options["large"]), new=4),
             ]
+        for rid in (COPIER, LARGE):
+            if rid in run.requests and run.requests[rid].req_pool_idx is not None and rid not in self.admitted:
+                self.admitted.append(rid)
         return None if not self.waiting_for() and run.idle else []
 
     def _tokens(self, count: int) -> list[int]:

@@ -207,6 +207,25 @@ def test_the_slot_that_shares_most_is_adopted(cache: KVCache) -> None:
     turn.abort()
 
 
+@pytest.mark.parametrize("move_pages", [True, False])
+def test_of_slots_with_one_prefix_the_one_that_maps_it_is_adopted(make_cache: MakeCache, move_pages: bool) -> None:
+    """Two computed it at the same time, each in pages of its own, of which the tree has the first's."""
+    cache = make_cache(1024, move_pages=move_pages)
+    requests = [Request(cache, ids("a" * 20)) for _ in range(2)]
+    slots = [it.slot for it in requests]
+    for it in requests:
+        it.record()
+    for it in requests:
+        it.finish()
+    before = cache.counters()
+    third = Request(cache, ids("a" * 20 + "b"))
+    assert (third.slot, third.matched) == (slots[0], 20)
+    changes = counter_changes(cache, before)
+    assert changes["tokens_adopted"] == 20
+    assert changes["pages_mapped"] == 1
+    third.verify()
+
+
 def test_slots_that_share_nothing_are_taken_first(make_cache: MakeCache) -> None:
     """A new conversation takes the slot of a forgotten one rather than that of one that may return."""
     cache = make_cache(slots=4)

@@ -104,6 +104,22 @@ def test_where_it_cannot_be_prepared(fake_cuda: FakeCuda, sizes: dict[str, objec
     end(cache, holder)
 
 
+def test_no_prefix_is_mapped_past_half_of_memory(fake_cuda: FakeCuda) -> None:
+    """A slot in which the thread has mapped it would not be taken any more."""
+    cache = make(fake_cuda)
+    trunk = "".join(chr(ord("a") + place % 26) for place in range(48))
+    holder = Request(cache, ids(trunk + "A"))
+    holder.record()
+    node, matched = cache.match(None, ids(trunk + "B"))
+    assert matched == len(trunk)
+    cache.lock(node)
+    cache.finish_ahead()
+    before = cache.counters()["pages_mapped_ahead"]
+    assert cache.prepare(node, 12) == 0, "13 pages are mapped, and 25 would be, of 41"
+    end(cache, holder, Request(cache, ids(trunk + "B")))
+    assert cache.counters()["pages_mapped_ahead"] <= before + 2, "one behind each request"
+
+
 def test_what_can_be_copied_is_not_mapped(fake_cuda: FakeCuda) -> None:
     """The bind takes copies then, which is faster."""
     cache = make(fake_cuda, copy_from_pages=2, budget_pages=80)

@@ -52,11 +52,11 @@ class VTensorPrefillAdder(PrefillAdder):
         """Admit a waiting request if its pages can be had, and mapped."""
         if self._core is None:
             return super().add_one_req(req, has_chunked_req, truncation_align_size)
-        if self._is_being_prepared(req):
-            return AddReqResult.OTHER
         new = _new_tokens(req)
         if self._geometry.pages_for(len(req.full_untruncated_fill_ids) + new) > self._mappable:
             return AddReqResult.NO_TOKEN
+        if self._is_being_prepared(req):
+            return AddReqResult.CONTINUE  # it keeps its place; those behind it need not wait
         alone = self._alone(0)
         result = self._judge(req, has_chunked_req, truncation_align_size, new)
         if not alone or self.can_run_list or result != AddReqResult.NO_TOKEN:
@@ -77,9 +77,11 @@ class VTensorPrefillAdder(PrefillAdder):
 
     def _is_being_prepared(self, req: Any) -> bool:
         """Whether the long prefix that the request has found is being mapped beside the work of others, who would stand
-        still while it is mapped by a bind. Nobody is admitted before it."""
+        still while it is mapped by a bind. Not for a request that there is no memory for yet."""
         long, found = self._core.copy_from_pages, self._geometry.page_of(len(req.prefix_indices))
         if not 0 < long <= found or not (self.can_run_list or self._running()):
+            return False
+        if len(req.full_untruncated_fill_ids) - len(req.prefix_indices) + _new_tokens(req) >= self.rem_total_tokens:
             return False
         spare = max(self._spare_pages() - self._still_to_take(req), 0)
         return bool(self._core.prepare(req.last_node, long, spare) > 0)

@@ -64,8 +64,11 @@ class Elastic:
         """
         return self._core.shrink(_BUSY_CALLS) > 0
 
-    def idle(self) -> bool:
+    def idle(self, wait: Callable[[], None] = lambda: None) -> bool:
         """No request is left: what a limit asks for goes in larger slices, and in the end all.
+
+        Args:
+            wait: until the device has done what it was told.
 
         Returns:
             Whether anything was evicted, or memory went back.
@@ -78,7 +81,9 @@ class Elastic:
             return given_back > 0
         if usage["evictable_pages"]:
             self._core.evict(usage["evictable_pages"])
-        given_back += self._core.trim(0, most_calls=_IDLE_CALLS, settled=False)
+        self._core.finish_ahead()  # what was mapped ahead may be cleared by this
+        wait()
+        given_back += self._core.trim(0, most_calls=_IDLE_CALLS)
         if given_back and not self._told:
             self._told = True
             logger.info("Idle for %g s: the KV cache's memory goes back to the driver.", self._idle_trim_s)

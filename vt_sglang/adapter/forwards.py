@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forwards are numbered, so that no slot is bound anew while one that uses it is in flight."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,17 @@ def order_copies(cache: VTensorCache, batch: Any) -> None:
     cache.core.set_stream(stream.cuda_stream)
 
 
-def wait_for_forwards(cache: VTensorCache) -> None:
-    """Let every forward that was launched come to its end."""
+def finish_forwards(cache: VTensorCache) -> None:
+    """Let every forward that was launched, and all that the device was told besides, come to its end."""
     torch.get_device_module(cache.device).synchronize()
     cache.core.complete_forward(cache.last_forward)
+
+
+def wait_for_forwards(cache: VTensorCache) -> None:
+    """The same while requests wait for memory, which is counted."""
+    begun = time.perf_counter()
+    finish_forwards(cache)
+    cache.tally.waited(time.perf_counter() - begun)
 
 
 def process_batch_result(original: Callable[..., None], scheduler: Any, batch: Any, result: Any) -> None:

@@ -40,6 +40,8 @@ _COUNTERS: dict[str, tuple[str, Callable[[_Counts], float]]] = {
         "Seconds that the scheduler spent in calls of the memory driver, or waiting for those of its thread.",
         lambda it: it["driver_wait_ns"] / 1e9,
     ),
+    "forward_waits": ("Times that memory could be had only when forwards had ended.", lambda it: it["forward_waits"]),
+    "forward_wait_seconds": ("Seconds that the scheduler waited for that.", lambda it: it["forward_wait_s"]),
     "pages_created": ("Physical pages created.", lambda it: it["pages_created"]),
     "pages_released": ("Physical pages given back to the driver.", lambda it: it["pages_released"]),
     "page_creations_failed": ("Pages not created for lack of memory.", lambda it: it["creations_failed"]),
@@ -103,7 +105,7 @@ class Metrics:
         # prometheus_client looks for PROMETHEUS_MULTIPROC_DIR when it is imported, and SGLang sets that first.
         import prometheus_client
 
-        self._cache = cache
+        self._cache, self._collector = cache, collector
         self._due = 0.0
         self._dirty = True
         counter = getattr(collector, "_counter_cls", None) or prometheus_client.Counter
@@ -141,8 +143,11 @@ class Metrics:
             self.update()
 
     def changed(self) -> None:
-        """Something changed without a forward; the next idle moment updates."""
+        """Something changed without a forward; the next idle moment updates. So do SGLang's own gauges, which idle
+        servers bring up to date every 30 seconds only."""
         self._dirty = True
+        if self._collector is not None:
+            self._collector.last_log_time = 0.0
 
     def idle(self) -> None:
         """No request is left: update if anything happened since the last time."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import SetInternalStateReqOutput
 
+from vt_sglang.adapter.forwards import finish_forwards
 from vt_sglang.adapter.pages import pages_by_state
 from vt_sglang.adapter.tree_cache import VTensorCache
 from vt_sglang.config import MEMORY_LIMIT
@@ -80,7 +81,7 @@ def check_when_idle(original: Callable[..., None], checker: Any) -> None:
     cache = checker.tree_cache
     if isinstance(cache, VTensorCache):
         cache.check_idle()
-        changed = cache.elastic.idle()
+        changed = cache.elastic.idle(lambda: finish_forwards(cache))
         if cache.metrics is not None:
             if changed:
                 cache.metrics.changed()

@@ -26,6 +26,9 @@ class Tally:
     was read."""
     decode_saved_tokens: float = 0.0
     """How many more it would have been without."""
+    forward_waits: int = 0
+    """Times that the scheduler waited for forwards to end, as memory could be had only then."""
+    forward_wait_s: float = 0.0
 
     def bound(self, req: Any) -> None:
         """A request got its slot, backed with the prefix that was found for it."""
@@ -35,6 +38,11 @@ class Tally:
             self.rebound_requests += 1
             self.rebound_prompt_tokens += tokens
             self.rebound_cached_tokens += len(req.prefix_indices)
+
+    def waited(self, seconds: float) -> None:
+        """For forwards, so that memory could be had."""
+        self.forward_waits += 1
+        self.forward_wait_s += seconds
 
     def saved(self, tokens: float) -> None:
         """What the decode of a batch did not have to read, averaged over the layers."""

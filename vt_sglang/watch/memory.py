@@ -83,7 +83,7 @@ def parse_limit(text: str, budget_bytes: int, page_bytes: int) -> int:
             ) from None
     if not page_bytes <= limit <= budget_bytes:
         least, most = show_bytes(page_bytes), show_bytes(budget_bytes)
-        raise LimitError(f"a limit of {text} cannot be: it has to be {least} (a page) to {most}")
+        raise LimitError(f"a limit of {text} cannot be: it has to be {least} (a page) to {most}, or none")
     return limit
 
 
