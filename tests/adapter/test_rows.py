@@ -23,8 +23,8 @@ def _bound(core: KVCache, tokens: list[int]) -> int:
 
 
 def test_what_a_request_has_cost_is_told_at_debug_level(caplog: pytest.LogCaptureFixture) -> None:
-    """The first maps all it has. The second finds 10 tokens, 2 pages of four and half a one, mapped by nobody's slot but
-    the first's, which is in use."""
+    """The first maps all it has. The second finds 10 tokens, two pages of four and half a one, which only a slot in use
+    maps; the third, all the second had."""
     core = KVCache(driver="host", page_bytes=4096, token_bytes=1024, slots=4, slot_tokens=32, budget_pages=16)
     rows = VTensorRows(core, max_context_len=32, device="cpu")
     requests = [
@@ -39,12 +39,12 @@ def test_what_a_request_has_cost_is_told_at_debug_level(caplog: pytest.LogCaptur
     assert [it.req_pool_idx for it in requests] == [None] * 3
     told = [record.getMessage().rsplit("; ", 1)[0] for record in caplog.records]
     assert told == [
-        "Request first: 0 bytes of its prefix adopted, 0 aliased; 3 pages mapped, 0 unmapped, 0 taken where they were "
-        "mapped, 0 moved, 0 copied; tail not copied",
-        "Request second: 0 bytes of its prefix adopted, 8192 aliased; 5 pages mapped, 0 unmapped, 0 taken where they were "
-        "mapped, 0 moved, 0 copied; tail copied",
-        "Request third: 20480 bytes of its prefix adopted, 0 aliased; 0 pages mapped, 0 unmapped, 0 taken where they were "
-        "mapped, 0 moved, 0 copied; tail not copied",
+        "Request first: 0 bytes of its prefix adopted, 0 aliased; 3 pages mapped, 0 unmapped, "
+        "0 taken where they were mapped, 0 moved, 0 copied; tail not copied",
+        "Request second: 0 bytes of its prefix adopted, 8192 aliased; 5 pages mapped, 0 unmapped, "
+        "0 taken where they were mapped, 0 moved, 0 copied; tail copied",
+        "Request third: 20480 bytes of its prefix adopted, 0 aliased; 0 pages mapped, 0 unmapped, "
+        "0 taken where they were mapped, 0 moved, 0 copied; tail not copied",
     ]
 
 
