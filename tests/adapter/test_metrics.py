@@ -129,11 +129,15 @@ def test_updates_are_rare_and_an_idle_moment_brings_the_rest(world: World, monke
     now += 1.5
     world.metrics.stepped()
     assert world.scrape()["prompt_tokens_total"] == 20
-    world.request(list(range(30)))
-    world.metrics.stepped()
+    world.request(list(range(30)))  # of the same forward: its requests end after the update
     assert world.scrape()["prompt_tokens_total"] == 20
     world.metrics.idle()
     assert world.scrape()["prompt_tokens_total"] == 50
+    world.request(list(range(40)))
+    world.metrics.stepped()
+    assert world.scrape()["prompt_tokens_total"] == 50
+    world.metrics.idle()
+    assert world.scrape()["prompt_tokens_total"] == 90
     monkeypatch.setattr(world.metrics, "update", lambda: pytest.fail("nothing happened since"))
     world.metrics.idle()
 

@@ -137,10 +137,10 @@ class Metrics:
         self.update()
 
     def stepped(self) -> None:
-        """A forward was launched: update if that is due."""
-        self._dirty = True
+        """A forward was launched: update if that is due. What it leads to is still to come."""
         if time.monotonic() >= self._due:
             self.update()
+        self._dirty = True
 
     def changed(self) -> None:
         """Something changed without a forward; the next idle moment updates. So do SGLang's own gauges, which idle
