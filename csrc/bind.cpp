@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A request gets its slot: which it takes, what is shared, moved, copied or mapped for it (docs/design.md, "A request's
 // life").
+#include <algorithm>
 #include <string>
 
 #include "errors.h"
@@ -277,9 +278,9 @@ SlotId KVCache::idle_slot_near(const Node* node, std::span<const PageId> path) c
 }
 
 // Whether a slot that maps nothing should be taken, and so many pages be mapped there, before one with a cached
-// sequence is. Where contents move, not once
-// half as many pages are mapped as there may be: a page that two slots map for sequences of theirs cannot be moved
-// without loss to the other, and then growth is a driver call again (docs/design.md, "Moving").
+// sequence is. Where contents move, not once half as many pages are mapped as there may be: a page that two slots map
+// for sequences of theirs cannot be moved without loss to the other, and then growth is a driver call again
+// (docs/design.md, "Moving").
 bool KVCache::may_map_more(std::size_t pages) const {
   return move_pages_ ? 2 * (arena_.mappings() + pending_.size() + pages) < pool_.limit() : pool_.creatable() > 0;
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import Recorded
 from servers import generate, metrics, post, running, vtensor_state
 
 from vt_sglang._core import KVCache
@@ -105,15 +106,15 @@ def test_idle_memory_goes_after_a_while() -> None:
     world = World(idle_trim_s=5.0)
     world.cached("a", 60)
     world.now_s = 4.9
-    world.elastic.idle()
+    world.elastic.idle(_at_once)
     assert world.created() == 60
     world.elastic.work()
     world.now_s = 9.0
-    world.elastic.idle()
+    world.elastic.idle(_at_once)
     assert world.created() == 60
     world.now_s = 9.9
     for _ in range(10):
-        world.elastic.idle()
+        world.elastic.idle(_at_once)
     assert world.created() == 0
     assert world.core.physical_bytes() == PAGE
     world.cached("a", 60)
@@ -121,14 +122,25 @@ def test_idle_memory_goes_after_a_while() -> None:
     world.core.check()
 
 
+def test_idle_memory_goes_back_when_the_device_has_done_all() -> None:
+    """A page that was mapped ahead may be cleared as late as that."""
+    world, told = World(idle_trim_s=5.0), list[str]()
+    world.cached("a", 10)
+    elastic = Elastic(Recorded(world.core, told), 5.0, lambda: world.now_s)
+    world.now_s = 10.0
+    assert elastic.idle(lambda: told.append("wait"))
+    assert [it for it in told if it in ("finish_ahead", "wait", "trim")] == ["finish_ahead", "wait", "trim"]
+    assert world.created() == 0
+
+
 def test_above_a_limit_more_goes_at_once_where_nothing_runs() -> None:
     """So that a server which looks for requests only now and then is soon below it."""
     world = World()
     world.cached("a", 90)
     world.elastic.set_limit(PAGE)
-    assert world.elastic.idle()
+    assert world.elastic.idle(_at_once)
     assert world.created() == 1
-    assert not world.elastic.idle()
+    assert not world.elastic.idle(_at_once)
 
 
 class Told:
@@ -175,7 +187,7 @@ def test_without_the_flag_idle_memory_stays() -> None:
     world = World()
     world.cached("a", 10)
     world.now_s = 1e6
-    world.elastic.idle()
+    world.elastic.idle(_at_once)
     assert world.created() == 10
 
 
@@ -215,6 +227,10 @@ def _one(server: str, *arguments: str) -> dict[str, int]:
     (row,) = json.loads(done.stdout)
     found: dict[str, int] = row
     return found
+
+
+def _at_once() -> None:
+    """The device has done all it was told, there being none."""
 
 
 def _left_tokens(server: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recorded import Recorded
 
 from vt_sglang._core import DriverError, KVCache, OutOfMemory, SlotsBusy
 from vt_sglang.adapter import allocation, patience
@@ -52,6 +53,15 @@ def test_pages_beyond_those_promised_are_given_back(cache: Any) -> None:
     assert (usage["created_pages"], usage["free_pages"], usage["evictable_pages"]) == (3, 2, 0)
     assert len(cache.waits) == 2
     cache.core.check()
+
+
+def test_nothing_goes_back_that_the_device_may_still_clear(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is mapped ahead ends, which may clear a page; then the device is waited for; then memory goes back."""
+    told: list[str] = []
+    cache.core = Recorded(cache.core, told)
+    monkeypatch.setattr(patience, "wait_for_forwards", lambda _: told.append("wait"))
+    assert patience.patiently(cache, _failing(1, OutOfMemory)) == "done"
+    assert [it for it in told if it in ("finish_ahead", "wait", "trim")] == ["finish_ahead", "wait", "trim"]
 
 
 def test_patience_has_an_end(cache: Any) -> None:

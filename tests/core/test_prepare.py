@@ -12,12 +12,12 @@ PAGES = 4
 """Of SYSTEM."""
 
 
-def held(cache: KVCache) -> tuple[Request, int]:
-    """A live request that holds SYSTEM, and where that ends in the tree, locked."""
-    holder = Request(cache, ids(SYSTEM + "a"))
+def held(cache: KVCache, prefix: str = SYSTEM) -> tuple[Request, int]:
+    """A live request that holds the prefix, and where that ends in the tree, locked."""
+    holder = Request(cache, ids(prefix + "A"))
     holder.record()
-    node, matched = cache.match(None, ids(SYSTEM + "b"))
-    assert matched == len(SYSTEM)
+    node, matched = cache.match(None, ids(prefix + "B"))
+    assert matched == len(prefix)
     cache.lock(node)
     cache.finish_ahead()
     return holder, node
@@ -107,13 +107,8 @@ def test_where_it_cannot_be_prepared(fake_cuda: FakeCuda, sizes: dict[str, objec
 def test_no_prefix_is_mapped_past_half_of_memory(fake_cuda: FakeCuda) -> None:
     """A slot in which the thread has mapped it would not be taken any more."""
     cache = make(fake_cuda)
-    trunk = "".join(chr(ord("a") + place % 26) for place in range(48))
-    holder = Request(cache, ids(trunk + "A"))
-    holder.record()
-    node, matched = cache.match(None, ids(trunk + "B"))
-    assert matched == len(trunk)
-    cache.lock(node)
-    cache.finish_ahead()
+    trunk = 3 * SYSTEM
+    holder, node = held(cache, trunk)
     before = cache.counters()["pages_mapped_ahead"]
     assert cache.prepare(node, 12) == 0, "13 pages are mapped, and 25 would be, of 41"
     end(cache, holder, Request(cache, ids(trunk + "B")))

@@ -81,10 +81,15 @@ class VTensorPrefillAdder(PrefillAdder):
         long, found = self._core.copy_from_pages, self._geometry.page_of(len(req.prefix_indices))
         if not 0 < long <= found or not (self.can_run_list or self._running()):
             return False
-        if len(req.full_untruncated_fill_ids) - len(req.prefix_indices) + _new_tokens(req) >= self.rem_total_tokens:
+        if not self._has_room(req):
             return False
         spare = max(self._spare_pages() - self._still_to_take(req), 0)
         return bool(self._core.prepare(req.last_node, long, spare) > 0)
+
+    def _has_room(self, req: Any) -> bool:
+        """Whether what the request may come to fits beside what is promised to others, as SGLang reckons."""
+        tokens = len(req.full_untruncated_fill_ids) - len(req.prefix_indices) + _new_tokens(req)
+        return bool(tokens + self.page_size < self.rem_total_tokens)
 
     def _running(self) -> list[Any]:
         """Requests that decode."""
@@ -96,7 +101,7 @@ class VTensorPrefillAdder(PrefillAdder):
         # SGLang asks for `tokens + 1 < room`; two less than the pages hold makes that `pages <= pages to be had`.
         self._candidate = self._room(prefix, full + reckoned) - (full + new - prefix) - 2
         try:
-            if full + new - prefix + self.page_size < self.rem_total_tokens:  # else it is refused in any case
+            if self._has_room(req):  # else it is refused in any case
                 chunk = full - prefix if self.rem_chunk_tokens is None else min(full - prefix, self.rem_chunk_tokens)
                 self._core.create_ahead(self._step_pages + self._pages(prefix, prefix + max(chunk, 0)))
             result = super().add_one_req(req, has_chunked_req, truncation_align_size)

@@ -64,7 +64,7 @@ class Elastic:
         """
         return self._core.shrink(_BUSY_CALLS) > 0
 
-    def idle(self, wait: Callable[[], None] = lambda: None) -> bool:
+    def idle(self, wait: Callable[[], None]) -> bool:
         """No request is left: what a limit asks for goes in larger slices, and in the end all.
 
         Args:

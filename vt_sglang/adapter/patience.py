@@ -39,6 +39,7 @@ def patiently(cache: VTensorCache, call: Callable[[], Result], waits_s: Sequence
         except SlotsBusy:
             wait_for_forwards(cache)
         except OutOfMemory as error:
+            cache.core.finish_ahead()  # a page that was mapped ahead may be cleared by this, which is waited for
             wait_for_forwards(cache)
             given_back = _give_back(cache)
             logger.warning("%s. Gave %d pages back to the driver; trying again in %.1f s.", error, given_back, wait_s)
