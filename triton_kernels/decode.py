@@ -26,13 +26,17 @@ import triton.language as tl
 
 from .checks import FLOATS, check_attention, check_cap, check_scales, check_vector
 from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
-from .decode_tiles import attend, begin_work, load_tile
+from .decode_tiles import attend_columns, begin_work, load_tile
 from .merge import merge_parts
 from .numerics import LOG2E, fetch_ahead
 from .rows import in_rows, triton_rows
 from .shared_hopper import check_tasks, shared_hopper_attention
 from .shared_tasks import attend_shared
 from .tiles import first_visible
+
+
+_LEAST_COLUMNS = 8
+"""Of a product, to which a query head is a column."""
 
 
 @triton.jit
@@ -57,7 +61,7 @@ def _attend_own(
     LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
     BLOCK_V_DIM: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """The worker's run of the tiles that requests read by themselves: a row is a query head."""
+    """The worker's run of the tiles that requests read by themselves: a column is a query head."""
     run = runs + worker * 4
     tile = tl.load(run + 2)
     end = tl.load(run + 3)
@@ -73,9 +77,9 @@ def _attend_own(
         fetch_ahead(requests + first_rank * RUN_FIELDS)
         fetch_ahead(rank_ends + first_rank)
         begin_work(begun)
-    query_mask = row_mask[:, None] & (dims[None, :] < HEAD_DIM)
-    query_at = q + heads[:, None] * q_head_stride + dims[None, :]
-    store_mask = row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM)
+    query_mask = row_mask[None, :] & (dims[:, None] < HEAD_DIM)
+    query_at = q + heads[None, :] * q_head_stride + dims[:, None]
+    store_mask = row_mask[None, :] & (v_dims[:, None] < V_HEAD_DIM)
     lines = tl.arange(0, BLOCK_GROUP * BLOCK_DIM // 64) * 64 % (GROUP * HEAD_DIM)
     for rank in tl.range(first_rank, last_rank + 1, flatten=True):
         request, own_start, length, slot, alone = _request(requests, rank, True, RUN_FIELDS)
@@ -94,7 +98,7 @@ def _attend_own(
         last = tl.minimum(end, stop)
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
-        sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
+        sums = tl.zeros([BLOCK_V_DIM, BLOCK_GROUP], tl.float32)
         tl.assume(first < last)
         for index in range(first, last):
             start = own_start + (index - begin) * TILE
@@ -103,16 +107,16 @@ def _attend_own(
                 k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
                 HEAD_DIM, V_HEAD_DIM, TILE, BLOCK_DIM, BLOCK_V_DIM,
             )  # fmt: skip
-            top, denominator, sums = attend(
+            top, denominator, sums = attend_columns(
                 query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
             )
         if (alone != 0) & (tile <= begin) & (end >= stop):
             if sinks is not None:
                 sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
                 denominator += tl.exp2(sink * LOG2E - top)
-            result = sums * (v_factor / denominator)[:, None]
+            result = sums * (v_factor / denominator)[None, :]
             tl.store(
-                out + request.to(tl.int64) * out_batch_stride + heads[:, None] * out_head_stride + v_dims[None, :],
+                out + request.to(tl.int64) * out_batch_stride + heads[None, :] * out_head_stride + v_dims[:, None],
                 result.to(out.dtype.element_ty),
                 mask=store_mask,
             )
@@ -122,8 +126,8 @@ def _attend_own(
             at = (rank + worker) * (kv_heads * GROUP) + heads
             tl.store(partial_lse + at, top + tl.log2(denominator), mask=row_mask)
             tl.store(
-                partial + at[:, None] * V_HEAD_DIM + v_dims[None, :],
-                sums * (v_factor / denominator)[:, None],
+                partial + at[None, :] * V_HEAD_DIM + v_dims[:, None],
+                sums * (v_factor / denominator)[None, :],
                 mask=store_mask,
             )
 
@@ -150,8 +154,8 @@ def _attend_short(
         slot = tl.load(slots + request).to(tl.int64)
         valid = tokens < length
         query = tl.load(
-            q + request.to(tl.int64) * q_batch_stride + heads[:, None] * q_head_stride + dims[None, :],
-            mask=row_mask[:, None] & (dims[None, :] < HEAD_DIM),
+            q + request.to(tl.int64) * q_batch_stride + heads[None, :] * q_head_stride + dims[:, None],
+            mask=row_mask[None, :] & (dims[:, None] < HEAD_DIM),
             other=0.0,
         )
         keys = tl.load(
@@ -166,17 +170,19 @@ def _attend_short(
         )
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
-        sums = tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
+        sums = tl.zeros([BLOCK_V_DIM, BLOCK_GROUP], tl.float32)
         visible = valid & (tokens >= first_visible(length, WINDOW))
-        top, denominator, sums = attend(query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP)
+        top, denominator, sums = attend_columns(
+            query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP
+        )
         if sinks is not None:
             sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
             denominator += tl.exp2(sink * LOG2E - top)
-        result = sums * (v_factor / denominator)[:, None]
+        result = sums * (v_factor / denominator)[None, :]
         tl.store(
-            out + request.to(tl.int64) * out_batch_stride + heads[:, None] * out_head_stride + v_dims[None, :],
+            out + request.to(tl.int64) * out_batch_stride + heads[None, :] * out_head_stride + v_dims[:, None],
             result.to(out.dtype.element_ty),
-            mask=row_mask[:, None] & (v_dims[None, :] < V_HEAD_DIM),
+            mask=row_mask[None, :] & (v_dims[:, None] < V_HEAD_DIM),
         )
 
 
@@ -371,7 +377,7 @@ def decode_attention(
         WINDOW=plan.window,
         TILE=config.tile,
         BLOCK_ROWS=max(16, triton.next_power_of_2(here.members * group)) if here else 16,
-        BLOCK_GROUP=max(16, triton.next_power_of_2(group)),
+        BLOCK_GROUP=max(_LEAST_COLUMNS, triton.next_power_of_2(group)),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
         SHARED_STAGES=config.shared_stages,

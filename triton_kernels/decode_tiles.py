@@ -72,3 +72,31 @@ def attend(
     denominator = denominator * fade + tl.sum(weights, 1)
     sums = tl.dot(weights.to(query.dtype), values.to(query.dtype), sums * fade[:, None], input_precision="ieee")
     return new_top, denominator, sums
+
+
+@triton.jit
+def attend_columns(
+    query,  # [head_dim, columns]
+    keys,  # [head_dim, tile]
+    values,  # [tile, v_head_dim]
+    visible,  # [tile]: at least one is
+    top,  # [columns]
+    denominator,  # [columns]
+    sums,  # [v_head_dim, columns]
+    scale,
+    LOGIT_CAP: tl.constexpr,
+):
+    """The same with a query head a column. Few heads then fill a product: tokens and dimensions are its many rows, and
+    8 columns its least, where it has 16 rows at least."""
+    scores = tl.dot(keys.to(query.dtype).T, query, input_precision="ieee")
+    if LOGIT_CAP > 0:
+        scores = (LOGIT_CAP * LOG2E) * tanh(scores * (scale / LOGIT_CAP))
+    else:
+        scores *= scale * LOG2E
+    scores = tl.where(visible[:, None], scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 0))
+    weights = tl.exp2(scores - new_top[None, :])
+    fade = tl.exp2(top - new_top)
+    denominator = denominator * fade + tl.sum(weights, 0)
+    sums = tl.dot(values.to(query.dtype).T, weights.to(query.dtype), sums * fade[None, :], input_precision="ieee")
+    return new_top, denominator, sums

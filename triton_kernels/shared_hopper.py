@@ -213,12 +213,14 @@ def shared_hopper_kernel(
     STAGES: gl.constexpr,
     PRODUCER_REGISTERS: gl.constexpr,
 ):
-    """One program a KV head and worker. It begins beside the decode kernel before it, and ends when that is done: who
-    waits for this kernel waits for both."""
+    """One program a KV head and worker. They begin beside the decode kernel before them, and the first one ends when
+    that is done: who waits for this kernel waits for both. The others make room."""
     gdc_launch_dependents()
+    first_program = gl.program_id(0) + gl.program_id(1) == 0
     run = runs + gl.program_id(1) * 4
     if gl.load(run) > gl.load(run + 1):
-        gdc_wait()
+        if first_program:
+            gdc_wait()
         return
     dtype: gl.constexpr = k_rows.dtype
     barrier: gl.constexpr = mbarrier.MBarrierLayout()
@@ -257,7 +259,8 @@ def shared_hopper_kernel(
         [1],
         [PRODUCER_REGISTERS],
     )  # fmt: skip
-    gdc_wait()
+    if first_program:
+        gdc_wait()
 
 
 def can_read(k: torch.Tensor, v: torch.Tensor) -> bool:

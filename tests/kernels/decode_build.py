@@ -95,7 +95,7 @@ def decode(*, tma: bool, tasks: bool) -> dict[str, int]:
         "WINDOW": -1,
         "TILE": config.tile,
         "BLOCK_ROWS": 64 if tasks else 16,
-        "BLOCK_GROUP": 16,
+        "BLOCK_GROUP": 8,
         "BLOCK_DIM": _DIM,
         "BLOCK_V_DIM": _DIM,
         "SHARED_STAGES": config.shared_stages,
