@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times on a GPU: medians of CUDA-graph replays, and the rates at which it reads and computes at all."""
 
+import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import triton
 import triton.language as tl
+
+WARM_UP_S = 0.3
 
 
 def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
@@ -24,25 +28,32 @@ def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def sides_seconds(sides: Mapping[str, Sequence[Callable[[], object]]], replays: int = 15) -> dict[str, float]:
+def sides_seconds(sides: Mapping[str, Sequence[Callable[[], object]]], replays: int = 25) -> dict[str, float]:
     """Median seconds of one call of each side. A side's calls are captured one after the other in a CUDA graph; they
-    should read different memory, more of it together than the L2 cache holds. The sides take turns, so that what the
-    clocks and the memory do in the meantime is the same for all."""
+    should read different memory, more of it together than the L2 cache holds. The sides take turns, in an order that is
+    drawn for each round, so that what the clocks and the memory do in the meantime is the same for all; and first they
+    run for a while, until the clocks are those of a GPU at work."""
     graphs = {name: _captured(calls) for name, calls in sides.items()}
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for replay in range(3 + replays):
-        for name, graph in graphs.items():
+    begun = time.monotonic()
+    while time.monotonic() - begun < WARM_UP_S:
+        for graph in graphs.values():
+            graph.replay()
+        torch.cuda.synchronize()
+    names, drawn = list(sides), random.Random(1)
+    for _ in range(replays):
+        drawn.shuffle(names)
+        for name in names:
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            graph.replay()
+            graphs[name].replay()
             end.record()
             end.synchronize()
-            if replay >= 3:
-                times[name].append(start.elapsed_time(end) / 1e3)
+            times[name].append(start.elapsed_time(end) / 1e3)
     return {name: statistics.median(its) / len(sides[name]) for name, its in times.items()}
 
 
-def graph_seconds(calls: Sequence[Callable[[], object]], replays: int = 15) -> float:
+def graph_seconds(calls: Sequence[Callable[[], object]], replays: int = 25) -> float:
     """The same for one side alone."""
     return sides_seconds({"": calls}, replays)[""]
 

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same KV as the plug-in lays it out, and as stock SGLang does."""
 
+import math
+import random
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+
+from vt_sglang._core import KVCache
+from vt_sglang.adapter.fa3 import GUARD_TOKENS
+from vt_sglang.layout import DEVICE_PAGE_BYTES, Geometry, host_page_bytes
 
 HEAD_DIM = 128
 LAYERS = 32
@@ -25,24 +32,58 @@ def arena_layers(layer_bytes: int, memory: int) -> tuple[int, int]:
 
 
 class VirtualTensors:
-    """An arena, token-major, as a tensor: plain memory in a server's layout, with as many of a model's 32 layers as
-    fit, `layers`, and the strides of a model of so many.
+    """The plug-in's own memory and layout: a slot a request, pages as scattered as those of requests that grew beside
+    each other, and as many of a model's 32 layers as fit, `layers`, with the strides of a model of so many.
 
     Args:
         lengths: tokens of each request.
         kv_heads: of the model.
     """
 
-    def __init__(self, lengths: Sequence[int], kv_heads: int) -> None:
-        slots, tokens = len(lengths), max(lengths)
-        layer_bytes = slots * tokens * kv_heads * HEAD_DIM * 2 * 2
+    def __init__(self, lengths: Sequence[int], kv_heads: int, device: str = "cuda") -> None:
+        layer_bytes = sum(lengths) * kv_heads * HEAD_DIM * 2 * 2
         memory = torch.cuda.get_device_properties(0).total_memory
         self.layers, self.rotated = arena_layers(layer_bytes, memory)
         self._step = self.layers // self.rotated
-        self.data = torch.empty(slots, tokens, self.layers, 2, kv_heads, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
-        for slot in self.data:
-            slot.normal_()
-        self.slots = torch.randperm(slots, device="cuda")
+        token = (self.layers, 2, kv_heads, HEAD_DIM)
+        token_bytes = math.prod(token) * 2
+        page_bytes = DEVICE_PAGE_BYTES if device == "cuda" else host_page_bytes(token_bytes)
+        self._cache = KVCache(
+            driver="cuda" if device == "cuda" else "host",
+            page_bytes=page_bytes,
+            token_bytes=token_bytes,
+            slots=len(lengths) + 1,
+            slot_tokens=max(lengths) + GUARD_TOKENS,
+            budget_pages=sum(Geometry(page_bytes, token_bytes).pages_for(length) for length in lengths),
+        )
+        slots = self._scatter(lengths, max(1, page_bytes // token_bytes))
+        arena = torch.utils.dlpack.from_dlpack(
+            self._cache.tensor(
+                0,
+                [self._cache.slots * self._cache.slot_tokens, *token],
+                [math.prod(token[place:]) for place in range(len(token) + 1)],
+                "bfloat16",
+            )
+        )
+        self.data = arena.unflatten(0, (self._cache.slots, self._cache.slot_tokens))
+        """[slots, tokens, layers, 2, kv_heads, head_dim]; of a slot, its request's tokens are memory."""
+        for slot, length in zip(slots, lengths, strict=True):
+            self.data[slot, :length].normal_()
+        self.slots = torch.tensor(slots, device=device)
+
+    def _scatter(self, lengths: Sequence[int], page_tokens: int) -> list[int]:
+        """Bind a slot to each request, whose pages come by turns that are drawn."""
+        drawn = random.Random(1)
+        slots = [self._cache.bind(None, 0, 1)[0] for _ in lengths]
+        left = [list(range(page_tokens, length, page_tokens)) + [length] for length in lengths]
+        turns = [row for row, its in enumerate(left) for _ in its]
+        drawn.shuffle(turns)
+        for steps in left:
+            steps.reverse()
+        for row in turns:
+            self._cache.grow(np.array([slots[row]]), np.array([left[row].pop()]))
+        self._cache.grow(np.array(slots), np.array(lengths), GUARD_TOKENS)
+        return slots
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V: [slots, tokens, kv_heads, head_dim]."""
