@@ -75,7 +75,7 @@ class VirtualTensors:
         """Bind a slot to each request, whose pages come by turns that are drawn."""
         drawn = random.Random(1)
         slots = [self._cache.bind(None, 0, 1)[0] for _ in lengths]
-        left = [list(range(page_tokens, length, page_tokens)) + [length] for length in lengths]
+        left = [[*range(page_tokens, length, page_tokens), length] for length in lengths]
         turns = [row for row, its in enumerate(left) for _ in its]
         drawn.shuffle(turns)
         for steps in left:

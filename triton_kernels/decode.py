@@ -34,7 +34,6 @@ from .shared_hopper import check_tasks, shared_hopper_attention
 from .shared_tasks import attend_shared
 from .tiles import first_visible
 
-
 _LEAST_COLUMNS = 8
 """Of a product, to which a query head is a column."""
 
@@ -172,9 +171,7 @@ def _attend_short(
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
         sums = tl.zeros([BLOCK_V_DIM, BLOCK_GROUP], tl.float32)
         visible = valid & (tokens >= first_visible(length, WINDOW))
-        top, denominator, sums = attend_columns(
-            query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP
-        )
+        top, denominator, sums = attend_columns(query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP)
         if sinks is not None:
             sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
             denominator += tl.exp2(sink * LOG2E - top)
