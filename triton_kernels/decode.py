@@ -26,7 +26,7 @@ import triton.language as tl
 
 from .checks import FLOATS, check_attention, check_cap, check_scales, check_vector
 from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
-from .decode_tiles import attend_columns, begin_work, load_tile
+from .decode_tiles import attend, begin_work, by_dim, by_head, load_tile
 from .merge import merge_parts
 from .numerics import LOG2E, fetch_ahead
 from .rows import in_rows, triton_rows
@@ -34,8 +34,9 @@ from .shared_hopper import check_tasks, shared_hopper_attention
 from .shared_tasks import attend_shared
 from .tiles import first_visible
 
-_LEAST_COLUMNS = 8
-"""Of a product, to which a query head is a column."""
+MOST_COLUMNS = 8
+"""Query heads of a KV head that are columns of products; more are rows. With 16 columns, Triton 3.6 makes products for
+Hopper's warp groups of these loops: they need more shared memory, and were wrong."""
 
 
 @triton.jit
@@ -58,9 +59,9 @@ def _attend_own(
     v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
     RUN_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     LOGIT_CAP: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_V_DIM: tl.constexpr, AHEAD: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """The worker's run of the tiles that requests read by themselves: a column is a query head."""
+    """The worker's run of the tiles that requests read by themselves: a query head is a column, or a row."""
     run = runs + worker * 4
     tile = tl.load(run + 2)
     end = tl.load(run + 3)
@@ -76,9 +77,11 @@ def _attend_own(
         fetch_ahead(requests + first_rank * RUN_FIELDS)
         fetch_ahead(rank_ends + first_rank)
         begin_work(begun)
-    query_mask = row_mask[None, :] & (dims[:, None] < HEAD_DIM)
-    query_at = q + heads[None, :] * q_head_stride + dims[:, None]
-    store_mask = row_mask[None, :] & (v_dims[:, None] < V_HEAD_DIM)
+    side_heads, there = by_head(heads, COLUMNS), by_head(row_mask, COLUMNS)
+    query_dims, out_dims = by_dim(dims, COLUMNS), by_dim(v_dims, COLUMNS)
+    query_mask = there & (query_dims < HEAD_DIM)
+    query_at = q + side_heads * q_head_stride + query_dims
+    store_mask = there & (out_dims < V_HEAD_DIM)
     lines = tl.arange(0, BLOCK_GROUP * BLOCK_DIM // 64) * 64 % (GROUP * HEAD_DIM)
     for rank in tl.range(first_rank, last_rank + 1, flatten=True):
         request, own_start, length, slot, alone = _request(requests, rank, True, RUN_FIELDS)
@@ -97,7 +100,7 @@ def _attend_own(
         last = tl.minimum(end, stop)
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
-        sums = tl.zeros([BLOCK_V_DIM, BLOCK_GROUP], tl.float32)
+        sums = tl.zeros([BLOCK_V_DIM, BLOCK_GROUP] if COLUMNS else [BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
         tl.assume(first < last)
         for index in range(first, last):
             start = own_start + (index - begin) * TILE
@@ -106,17 +109,17 @@ def _attend_own(
                 k_rows, v_rows, k_base, v_base, row, position, kv_head, k_token_stride, v_token_stride,
                 HEAD_DIM, V_HEAD_DIM, TILE, BLOCK_DIM, BLOCK_V_DIM,
             )  # fmt: skip
-            top, denominator, sums = attend_columns(
-                query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
+            top, denominator, sums = attend(
+                query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP, COLUMNS
             )
         if (alone != 0) & (tile <= begin) & (end >= stop):
             if sinks is not None:
                 sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
                 denominator += tl.exp2(sink * LOG2E - top)
-            result = sums * (v_factor / denominator)[None, :]
+            factor = by_head(v_factor / denominator, COLUMNS)
             tl.store(
-                out + request.to(tl.int64) * out_batch_stride + heads[None, :] * out_head_stride + v_dims[:, None],
-                result.to(out.dtype.element_ty),
+                out + request.to(tl.int64) * out_batch_stride + side_heads * out_head_stride + out_dims,
+                (sums * factor).to(out.dtype.element_ty),
                 mask=store_mask,
             )
         else:
@@ -124,11 +127,9 @@ def _attend_own(
             # last. The other parts are of requests whose beginning they share.
             at = (rank + worker) * (kv_heads * GROUP) + heads
             tl.store(partial_lse + at, top + tl.log2(denominator), mask=row_mask)
-            tl.store(
-                partial + at[None, :] * V_HEAD_DIM + v_dims[:, None],
-                sums * (v_factor / denominator)[None, :],
-                mask=store_mask,
-            )
+            factor = by_head(v_factor / denominator, COLUMNS)
+            places = by_head(at, COLUMNS)
+            tl.store(partial + places * V_HEAD_DIM + out_dims, sums * factor, mask=store_mask)
 
 
 @triton.jit
@@ -138,7 +139,7 @@ def _attend_short(
     out_batch_stride, out_head_stride, scale, v_factor,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, LOGIT_CAP: tl.constexpr,
     WINDOW: tl.constexpr, TILE: tl.constexpr, BLOCK_GROUP: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_V_DIM: tl.constexpr,
+    BLOCK_V_DIM: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Requests shorter than a tile, dealt to the workers one by one."""
     rows = tl.arange(0, BLOCK_GROUP)
@@ -147,14 +148,16 @@ def _attend_short(
     tokens = tl.arange(0, TILE)
     row_mask = rows < GROUP
     heads = kv_head * GROUP + rows
+    side_heads, there = by_head(heads, COLUMNS), by_head(row_mask, COLUMNS)
+    query_dims, out_dims = by_dim(dims, COLUMNS), by_dim(v_dims, COLUMNS)
     for index in tl.range(worker, shorts, workers, num_stages=1):
         request = tl.load(short_requests + index)
         length = tl.load(lengths + request).to(tl.int32)
         slot = tl.load(slots + request).to(tl.int64)
         valid = tokens < length
         query = tl.load(
-            q + request.to(tl.int64) * q_batch_stride + heads[None, :] * q_head_stride + dims[:, None],
-            mask=row_mask[None, :] & (dims[:, None] < HEAD_DIM),
+            q + request.to(tl.int64) * q_batch_stride + side_heads * q_head_stride + query_dims,
+            mask=there & (query_dims < HEAD_DIM),
             other=0.0,
         )
         keys = tl.load(
@@ -169,17 +172,17 @@ def _attend_short(
         )
         top = tl.full([BLOCK_GROUP], float("-inf"), tl.float32)
         denominator = tl.zeros([BLOCK_GROUP], tl.float32)
-        sums = tl.zeros([BLOCK_V_DIM, BLOCK_GROUP], tl.float32)
+        sums = tl.zeros([BLOCK_V_DIM, BLOCK_GROUP] if COLUMNS else [BLOCK_GROUP, BLOCK_V_DIM], tl.float32)
         visible = valid & (tokens >= first_visible(length, WINDOW))
-        top, denominator, sums = attend_columns(query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP)
+        top, denominator, sums = attend(query, keys, values, visible, top, denominator, sums, scale, LOGIT_CAP, COLUMNS)
         if sinks is not None:
             sink = tl.load(sinks + heads, mask=row_mask, other=0.0).to(tl.float32)
             denominator += tl.exp2(sink * LOG2E - top)
-        result = sums * (v_factor / denominator)[None, :]
+        factor = by_head(v_factor / denominator, COLUMNS)
         tl.store(
-            out + request.to(tl.int64) * out_batch_stride + heads[None, :] * out_head_stride + v_dims[:, None],
-            result.to(out.dtype.element_ty),
-            mask=row_mask[None, :] & (v_dims[:, None] < V_HEAD_DIM),
+            out + request.to(tl.int64) * out_batch_stride + side_heads * out_head_stride + out_dims,
+            (sums * factor).to(out.dtype.element_ty),
+            mask=there & (out_dims < V_HEAD_DIM),
         )
 
 
@@ -234,6 +237,7 @@ def decode_kernel(
     BLOCK_GROUP: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     BLOCK_V_DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
     SHARED_STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -255,13 +259,14 @@ def decode_kernel(
             q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, begun, sinks, worker,
             kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
             v_slot_stride, v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
-            RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, PDL,
+            RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, COLUMNS,
+            PDL,
         )  # fmt: skip
         _attend_short(
             q, k, v, out, slots, lengths, short_requests, tl.load(shorts), sinks, worker, own_workers, kv_head,
             q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
             v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
-            GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, WINDOW, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM,
+            GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, WINDOW, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, COLUMNS,
         )  # fmt: skip
     elif tasks is not None:
         attend_shared(
@@ -333,6 +338,7 @@ def decode_attention(
             raise ValueError("logit_cap should be 0, k_scale and v_scale None, where shared_hopper.py reads the tasks")
         check_tasks(q, k, plan, rows=k_rows is not None)
     here = None if on_hopper else shared
+    columns = group <= MOST_COLUMNS
     decode_kernel[(kv_heads, plan.workers + (here.workers if here else 0))](
         q,
         k,
@@ -374,9 +380,10 @@ def decode_attention(
         WINDOW=plan.window,
         TILE=config.tile,
         BLOCK_ROWS=max(16, triton.next_power_of_2(here.members * group)) if here else 16,
-        BLOCK_GROUP=max(_LEAST_COLUMNS, triton.next_power_of_2(group)),
+        BLOCK_GROUP=MOST_COLUMNS if columns else max(16, triton.next_power_of_2(group)),
         BLOCK_DIM=triton.next_power_of_2(head_dim),
         BLOCK_V_DIM=triton.next_power_of_2(v_head_dim),
+        COLUMNS=columns,
         SHARED_STAGES=config.shared_stages,
         PDL=plan.dependent_launch,
         num_warps=config.warps,

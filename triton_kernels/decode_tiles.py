@@ -47,6 +47,18 @@ def begin_work(begun):
 
 
 @triton.jit
+def by_head(told, COLUMNS: tl.constexpr):
+    """What is told by query head, as a side of a matrix in which a head is a column, or a row."""
+    return tl.expand_dims(told, 0 if COLUMNS else 1)
+
+
+@triton.jit
+def by_dim(told, COLUMNS: tl.constexpr):
+    """The other side."""
+    return tl.expand_dims(told, 1 if COLUMNS else 0)
+
+
+@triton.jit
 def attend(
     query,  # [rows, head_dim]
     keys,  # [head_dim, tile]
@@ -57,46 +69,31 @@ def attend(
     sums,  # [rows, v_head_dim]
     scale,
     LOGIT_CAP: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """One tile of tokens: the running maximum, denominator and sums after it."""
-    scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee")
+    """One tile of tokens: the running maximum, denominator and sums after it.
+
+    With COLUMNS, a column is a query head: query is [head_dim, columns] and sums [v_head_dim, columns]. A product has 8
+    columns at least, where it has 16 rows, so that few heads fill it; its many rows are tokens and dimensions.
+    """
+    TOKENS: tl.constexpr = 0 if COLUMNS else 1  # the axis
+    if COLUMNS:
+        scores = tl.dot(keys.to(query.dtype).T, query, input_precision="ieee")
+    else:
+        scores = tl.dot(query, keys.to(query.dtype), input_precision="ieee")
     if LOGIT_CAP > 0:
         scores = (LOGIT_CAP * LOG2E) * tanh(scores * (scale / LOGIT_CAP))
     else:
         scores *= scale * LOG2E
     # Each tile holds a visible token, so the maximum is finite from the first one on.
-    scores = tl.where(visible[None, :], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_top[:, None])
+    scores = tl.where(tl.expand_dims(visible, 1 - TOKENS), scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, TOKENS))
+    weights = tl.exp2(scores - tl.expand_dims(new_top, TOKENS))
     fade = tl.exp2(top - new_top)
-    denominator = denominator * fade + tl.sum(weights, 1)
-    sums = tl.dot(weights.to(query.dtype), values.to(query.dtype), sums * fade[:, None], input_precision="ieee")
-    return new_top, denominator, sums
-
-
-@triton.jit
-def attend_columns(
-    query,  # [head_dim, columns]
-    keys,  # [head_dim, tile]
-    values,  # [tile, v_head_dim]
-    visible,  # [tile]: at least one is
-    top,  # [columns]
-    denominator,  # [columns]
-    sums,  # [v_head_dim, columns]
-    scale,
-    LOGIT_CAP: tl.constexpr,
-):
-    """The same with a query head a column. Few heads then fill a product: tokens and dimensions are its many rows, and
-    8 columns its least, where it has 16 rows at least."""
-    scores = tl.dot(keys.to(query.dtype).T, query, input_precision="ieee")
-    if LOGIT_CAP > 0:
-        scores = (LOGIT_CAP * LOG2E) * tanh(scores * (scale / LOGIT_CAP))
+    denominator = denominator * fade + tl.sum(weights, TOKENS)
+    sums *= tl.expand_dims(fade, TOKENS)
+    if COLUMNS:
+        sums = tl.dot(values.to(query.dtype).T, weights.to(query.dtype), sums, input_precision="ieee")
     else:
-        scores *= scale * LOG2E
-    scores = tl.where(visible[:, None], scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 0))
-    weights = tl.exp2(scores - new_top[None, :])
-    fade = tl.exp2(top - new_top)
-    denominator = denominator * fade + tl.sum(weights, 0)
-    sums = tl.dot(values.to(query.dtype).T, weights.to(query.dtype), sums * fade[None, :], input_precision="ieee")
+        sums = tl.dot(weights.to(query.dtype), values.to(query.dtype), sums, input_precision="ieee")
     return new_top, denominator, sums

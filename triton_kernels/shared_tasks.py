@@ -62,7 +62,7 @@ def attend_shared(
                 HEAD_DIM, V_HEAD_DIM, TILE, BLOCK_DIM, BLOCK_V_DIM,
             )  # fmt: skip
             top, denominator, sums = attend(
-                query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP
+                query, keys, values, position + tokens >= start, top, denominator, sums, scale, LOGIT_CAP, False
             )
         span = worker - worker_of(task_begin, total, workers_used(total, workers))
         place = own_places + first_place + span * count + members

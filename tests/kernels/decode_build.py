@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 from vt_sglang.triton_kernels import decode_plan, shared_hopper
-from vt_sglang.triton_kernels.decode import decode_kernel
+from vt_sglang.triton_kernels.decode import MOST_COLUMNS, decode_kernel
 from vt_sglang.triton_kernels.decode_plan import RUN_FIELDS, SHARED_ROWS, TASK_FIELDS, DecodeConfig
 from vt_sglang.triton_kernels.merge import _WARPS, merge_kernel
 from vt_sglang.triton_kernels.store import store_kernel, warps
@@ -82,22 +82,24 @@ def build(
     return {"spilled": spilled, "shared": compiled.metadata.shared, "registers": registers}
 
 
-def decode(*, tma: bool, tasks: bool) -> dict[str, int]:
+def decode(*, tma: bool, tasks: bool, group: int = _GROUP, v_dim: int = _DIM) -> dict[str, int]:
     """The decode kernel, in the configuration that is chosen for a card with 200 KiB for tiles."""
+    columns = group <= MOST_COLUMNS
     config = DecodeConfig.of(2 * _DIM * 2, 200 * 2**10, together=tasks)
     constants = {
         "RUN_FIELDS": RUN_FIELDS,
         "TASK_FIELDS": TASK_FIELDS,
-        "GROUP": _GROUP,
+        "GROUP": group,
         "HEAD_DIM": _DIM,
-        "V_HEAD_DIM": _DIM,
+        "V_HEAD_DIM": v_dim,
         "LOGIT_CAP": 0.0,
         "WINDOW": -1,
         "TILE": config.tile,
         "BLOCK_ROWS": 64 if tasks else 16,
-        "BLOCK_GROUP": 8,
+        "BLOCK_GROUP": MOST_COLUMNS if columns else max(16, triton.next_power_of_2(group)),
         "BLOCK_DIM": _DIM,
-        "BLOCK_V_DIM": _DIM,
+        "BLOCK_V_DIM": v_dim,
+        "COLUMNS": columns,
         "SHARED_STAGES": config.shared_stages,
         "PDL": True,
         "sinks": None,
@@ -191,6 +193,8 @@ if __name__ == "__main__":
                 "decode": decode(tma=True, tasks=False),
                 "decode without TMA": decode(tma=False, tasks=False),
                 "decode with tasks": decode(tma=True, tasks=True),
+                "decode of 20 heads on one": decode(tma=True, tasks=False, group=20),
+                "decode of narrower values, without TMA": decode(tma=False, tasks=False, v_dim=64),
                 "merge": merge(),
                 "shared tasks": shared(),
                 "store": stores(),

@@ -24,7 +24,7 @@ def test_they_fit() -> None:
     made = json.loads(done.stdout)
     for name, took in made.items():
         assert took["shared"] + OF_A_PROGRAM <= SHARED, name
-        if name != "decode without TMA":
+        if not name.endswith(("without TMA", "20 heads on one")):
             assert took["spilled"] <= 8, name
     # Decode's program and the one for shared tasks run side by side.
     decode, shared = made["decode"], made["shared tasks"]
