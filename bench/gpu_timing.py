@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 WARM_UP_S = 0.3
+"""For which the sides run before they are measured."""
 
 
 def _captured(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:

@@ -38,6 +38,10 @@ class VirtualTensors:
     Args:
         lengths: tokens of each request.
         kv_heads: of the model.
+        device: "cuda", or "cpu": the same in the host's memory.
+
+    Raises:
+        OutOfPages, DriverError: there is not so much memory.
     """
 
     def __init__(self, lengths: Sequence[int], kv_heads: int, device: str = "cuda") -> None:

@@ -35,8 +35,9 @@ from .shared_tasks import attend_shared
 from .tiles import first_visible
 
 MOST_COLUMNS = 8
-"""Query heads of a KV head that are columns of products; more are rows. With 16 columns, Triton 3.6 makes products for
-Hopper's warp groups of these loops: they need more shared memory, and were wrong."""
+"""Query heads of a KV head that are columns of products; more are rows. Of 16 columns or more, Triton 3.6 makes
+products of Hopper's warp groups: in these loops they take more shared memory, with 32 columns more than there is, and
+with 16 and two stages they were wrong."""
 
 
 @triton.jit

@@ -56,7 +56,7 @@ H100_BYTES = 85_017_755_648
 
 
 def test_layers_of_the_arena_on_an_h100(operations: tuple[ModuleType, ModuleType]) -> None:
-    """As docs/performance.md tells of them."""
+    """All 32, but where so many do not fit."""
     found = {}
     for shape in operations[1]._decode_shapes():
         layers, rotated = kv_layouts.arena_layers(shape.bytes, H100_BYTES)
