@@ -181,6 +181,14 @@ def shared_tile(head_dim: int, v_head_dim: int, itemsize: int, device: torch.dev
     return DecodeConfig.of(token_bytes(head_dim, v_head_dim, itemsize), shared_bytes(device), together=True).tile
 
 
+def most_group(device: torch.device | str) -> int | None:
+    """Query heads of a KV head that the decode kernel takes at most; None: any number. On Hopper 32, since Triton 3.6
+    makes products of warp groups of more rows, which in its loop are not known to be right (`MOST_COLUMNS` in
+    decode.py), and which need more shared memory than there is with heads of 128."""
+    device = torch.device(device)
+    return 32 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 else None
+
+
 class SharedTasks:
     """What the requests of a batch read together, as the core plans it (`SharePlan` of vt_sglang/_core.pyi).
 
@@ -241,8 +249,9 @@ class DecodePlan:
         shared: what requests read together, which the same calls read; not with a window.
 
     Raises:
-        ValueError: no kernel can take such heads; the tasks' tiles are not the decode kernel's, which is to read them;
-            or what is shared is for smaller batches, beside a window, or for Hopper elsewhere.
+        ValueError: no kernel can take such heads, or so many of a KV head; the tasks' tiles are not the decode
+            kernel's, which is to read them; or what is shared is for smaller batches, beside a window, or for Hopper
+            elsewhere.
     """
 
     def __init__(
@@ -274,6 +283,8 @@ class DecodePlan:
             raise ValueError(f"shared tasks read all tokens, and window is {window}: it should be negative")
         if shared is not None and shared.max_batch < max_batch:
             raise ValueError(f"shared is for batches of {shared.max_batch}, and should be for max_batch, {max_batch}")
+        if (most := most_group(device)) is not None and group > most:
+            raise ValueError(f"group is {group}, and should be at most {most} on this GPU")
         self.window, self.group = window, group
         self.shared = shared
         self.batch = 0

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
+from vt_sglang.triton_kernels.decode_plan import most_group
 
 from vt_sglang.adapter import kernels
+from vt_sglang.adapter.decode import TritonDecode
 from vt_sglang.adapter.fa3 import Fa3UnavailableError
 from vt_sglang.adapter.prefill_choice import ChosenPrefill
 from vt_sglang.config import Kernel
@@ -86,3 +88,20 @@ def test_without_flash_attention_nothing_is_chosen(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(kernels, "Fa3Prefill", _Missing)
     model = torch.nn.ModuleList([RadixAttention(8, 128, 1.0, 2, layer_id=0)])
     assert type(kernels.prefill_kernel(Kernel.AUTO, POOL, model)) is _Triton  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("device", "capability", "most"), [("cuda", 9, 32), ("cuda", 8, None), ("cpu", 9, None)])
+def test_so_many_heads_of_a_kv_head_decode_takes(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: int, most: int | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (capability, 0))
+    assert most_group(device) == most
+
+
+def test_a_model_with_more_is_told_of_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is made for it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    pool = SimpleNamespace(device="cuda")
+    model = torch.nn.ModuleList([RadixAttention(heads, 128, 1.0, 1, layer_id=0) for heads in (8, 48)])
+    with pytest.raises(ValueError, match=r"48 query heads for a KV head, .* 32 at most .*--vtensor-decode-kernel fa3"):
+        TritonDecode(pool, model, share=True)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.adapter.sharing import Sharing
 from vt_sglang.triton_kernels import shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
-from vt_sglang.triton_kernels.decode_plan import DecodePlan
+from vt_sglang.triton_kernels.decode_plan import DecodePlan, most_group
 
 
 class TritonDecode:
@@ -23,12 +23,21 @@ class TritonDecode:
         pool: where K and V are.
         model: its attention layers tell which shapes and windows there are; each gets a plan.
         share: read what requests share once for all of them.
+
+    Raises:
+        ValueError: the model has more query heads for a KV head than the kernel takes on this GPU.
     """
 
     def __init__(self, pool: VTensorKVPool, model: torch.nn.Module, *, share: bool) -> None:
         self._pool = pool
-        self._scales = KVScales(pool, model)
         device = torch.device(pool.device)
+        group = max(layer.tp_q_head_num // layer.tp_k_head_num for layer in attention_layers(model))
+        if (most := most_group(device)) is not None and group > most:
+            raise ValueError(
+                f"the model has {group} query heads for a KV head, and the project's decode kernel takes {most} at "
+                "most on this GPU: choose --vtensor-decode-kernel fa3"
+            )
+        self._scales = KVScales(pool, model)
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         self._plans: dict[tuple[Any, ...], DecodePlan] = {}
         self._sharing: list[tuple[Sharing, float]] = []  # and the part of all layers that it is of
