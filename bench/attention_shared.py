@@ -19,7 +19,7 @@ from kv_layouts import HEAD_DIM, VirtualTensors, relative_error, rotated
 from rich.table import Table
 from sgl_kernel import merge_state_v2
 from sglang.kernels.ops.attention.flash_attention_v3 import flash_attn_with_kvcache
-from vt_sglang.triton_kernels import shared_hopper
+from vt_sglang.triton_kernels import decode_hopper, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import SHARED_READ, SHARED_ROWS, DecodePlan, SharedTasks, shared_tile
 
@@ -218,6 +218,7 @@ def _own(
         itemsize=2,
         multiprocessors=multiprocessors,
         device="cuda",
+        config=None if sharing == "triton" else decode_hopper.CONFIG,
         shared=shared,
     )
     decode.update(tensors.slots, lengths)

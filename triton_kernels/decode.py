@@ -13,7 +13,7 @@ holds all that a request reads, it writes the output; else a partial result, whi
 
 Stretches of tokens that several requests share are read by programs of their own, beside the others: a tile once for
 all of their query heads (docs/design.md, "Tree-aware decode"); on Hopper by another kernel, shared_hopper.py. What a
-request does not share it reads by itself, as if it shared nothing.
+request does not share it reads by itself, as if it shared nothing; on Hopper, where that can, by decode_hopper.py.
 
 Tiles are read through the tensor memory accelerator (TMA), by descriptors of the whole arena; by plain loads where TMA
 cannot. What follows a request need not be memory at all, so its last tile is moved back to end where the request ends,
@@ -24,7 +24,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import FLOATS, check_attention, check_cap, check_scales, check_vector
+from .checks import FLOATS, Strides, check_attention, check_cap, check_scales, check_vector
+from .decode_hopper import check_own, decode_hopper_attention
 from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
 from .decode_tiles import attend, begin_work, by_dim, by_head, load_tile
 from .merge import merge_parts
@@ -55,7 +56,7 @@ def _request(requests, rank, there, RUN_FIELDS: tl.constexpr):
 
 @triton.jit
 def _attend_own(
-    q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, begun, sinks, worker, kv_head,
+    q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker, kv_head,
     kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride,
     v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
     RUN_FIELDS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
@@ -77,7 +78,7 @@ def _attend_own(
     if AHEAD:
         fetch_ahead(requests + first_rank * RUN_FIELDS)
         fetch_ahead(rank_ends + first_rank)
-        begin_work(begun)
+        begin_work()
     side_heads, there = by_head(heads, COLUMNS), by_head(row_mask, COLUMNS)
     query_dims, out_dims = by_dim(dims, COLUMNS), by_dim(v_dims, COLUMNS)
     query_mask = there & (query_dims < HEAD_DIM)
@@ -208,7 +209,6 @@ def decode_kernel(
     tasks,  # [tasks, TASK_FIELDS], or None
     order,  # [batch]
     task_runs,  # [workers, 4]
-    begun,  # [1] int32, written: raised when what came before is done, for a kernel that begins beside this; or None
     sinks,  # [heads] or None
     k_scale,  # [1] float32 or None
     v_scale,  # [1] float32 or None
@@ -257,7 +257,7 @@ def decode_kernel(
         v_factor = tl.load(v_scale)
     if worker < own_workers:
         _attend_own(
-            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, begun, sinks, worker,
+            q, k, v, k_rows, v_rows, out, partial, partial_lse, requests, rank_ends, runs, sinks, worker,
             kv_head, kv_heads, slot_tokens, q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride,
             v_slot_stride, v_token_stride, v_head_stride, out_batch_stride, out_head_stride, scale, v_factor,
             RUN_FIELDS, GROUP, HEAD_DIM, V_HEAD_DIM, LOGIT_CAP, TILE, BLOCK_GROUP, BLOCK_DIM, BLOCK_V_DIM, COLUMNS,
@@ -315,17 +315,52 @@ def decode_attention(
 
     Raises:
         ValueError: an argument has another shape, dtype, layout or device than this or the plan's; or the cap is
-            negative or not finite; or the kernel that reads what is shared cannot do what is asked for.
+            negative or not finite; or a kernel for Hopper, which the plan is made for, cannot do what is asked for.
         TypeError: one is no tensor.
     """
-    kv_heads, group, head_dim, v_head_dim, _, device = plan.heads
     strides = check_attention(q, k, v, out, slots, lengths, plan.heads, plan.batch, None)
-    q_stride, k_stride, v_stride, out_stride = strides
+    device = plan.heads.device
     if sinks is not None:
-        check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
+        check_vector("sinks", sinks, plan.heads.kv_heads * plan.group, FLOATS, device)
     check_scales(k_scale, v_scale, device)
     check_cap(logit_cap)
-    config, shared = plan.config, plan.shared_by(plan.batch)
+    if plan.hopper:
+        if logit_cap or k_scale is not None or v_scale is not None or scaling <= 0:
+            raise ValueError(
+                f"logit_cap should be 0 (it is {logit_cap}), scaling positive ({scaling}), k_scale and v_scale None, "
+                "where decode_hopper.py reads tokens"
+            )
+        check_own(q, k, v, plan)
+        shared = plan.shared_by(plan.batch)
+        if shared is not None:
+            check_tasks(plan)
+        decode_hopper_attention(q, k, v, out, slots, lengths, plan, strides, scaling, sinks)
+        if shared is not None:
+            shared_hopper_attention(q, k, v, plan, scaling)
+    else:
+        _launch(q, k, v, out, slots, lengths, plan, strides, scaling, logit_cap, sinks, k_scale, v_scale)
+    merge_parts(plan, out, sinks)
+
+
+def _launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    slots: torch.Tensor,
+    lengths: torch.Tensor,
+    plan: DecodePlan,
+    strides: tuple[Strides, ...],
+    scaling: float,
+    logit_cap: float,
+    sinks: torch.Tensor | None,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+) -> None:
+    """The kernel of this file."""
+    kv_heads, group, head_dim, v_head_dim, _, _ = plan.heads
+    q_stride, k_stride, v_stride, out_stride = strides
+    config, here = plan.config, plan.shared_by(plan.batch)
     k_rows = v_rows = None
     # A tile is a block of whole powers of two.
     whole = head_dim == triton.next_power_of_2(head_dim) and v_head_dim == triton.next_power_of_2(v_head_dim)
@@ -333,12 +368,6 @@ def decode_attention(
         k_rows, v_rows = triton_rows(k, config.tile), triton_rows(v, config.tile)
     # A kernel is set up while the one before it still runs (programmatic dependent launch).
     pdl = {"launch_pdl": True} if plan.dependent_launch else {}
-    on_hopper = shared is not None and shared.hopper
-    if on_hopper:
-        if logit_cap or k_scale is not None or v_scale is not None:
-            raise ValueError("logit_cap should be 0, k_scale and v_scale None, where shared_hopper.py reads the tasks")
-        check_tasks(q, k, plan, rows=k_rows is not None)
-    here = None if on_hopper else shared
     columns = group <= MOST_COLUMNS
     decode_kernel[(kv_heads, plan.workers + (here.workers if here else 0))](
         q,
@@ -360,7 +389,6 @@ def decode_attention(
         here and here.tasks,
         here and here.order,
         here and here.runs,
-        plan.begun if on_hopper else None,
         sinks,
         k_scale,
         v_scale,
@@ -391,6 +419,3 @@ def decode_attention(
         num_stages=config.stages,
         **pdl,
     )
-    if on_hopper:
-        shared_hopper_attention(q, k, v, plan, scaling)
-    merge_parts(plan, out, sinks)

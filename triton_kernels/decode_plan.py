@@ -13,7 +13,18 @@ import triton.language as tl
 
 from .checks import INDICES, Heads, at_least, check_vector
 from .launches import dependent_launch
-from .tiles import first_visible, run_start, shared_bytes, worker_of, workers_used
+from .tiles import (
+    LEFT_ONE_IN,
+    ROUNDS,
+    first_visible,
+    left_run_of,
+    left_start,
+    run_start,
+    shared_bytes,
+    tiles_left,
+    worker_of,
+    workers_used,
+)
 
 TASK_FIELDS = 8
 """Numbers that describe a shared task: slot, first token, the one behind its last, position of its first member in the
@@ -46,15 +57,18 @@ def plan_kernel(
     rank_ends,  # [batch + 1] int32, written: by rank, tiles of all requests before
     short_requests,  # [batch] int32, written: requests shorter than a tile
     shorts,  # [1] int32, written: how many these are
-    runs,  # [workers, 4] int32, written: first and last rank, first tile and the one behind the last
+    runs,  # [runs, 4] int32, written: first and last rank, first tile and the one behind the last
+    runs_left,  # [1] int32, written: runs behind the workers' own that whoever is done takes
     batch,
+    workers,
     RUN_FIELDS: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_BATCH: tl.constexpr,
+    LEFT_OVER: tl.constexpr,
 ):
-    """One program a worker, each for itself: a batch's lengths are few."""
-    worker = tl.program_id(0)
+    """One program a run, each for itself: a batch's lengths are few."""
+    run = tl.program_id(0)
     request = tl.arange(0, BLOCK_BATCH)
     mask = request < batch
     length = tl.load(lengths + request, mask=mask, other=0).to(tl.int32)
@@ -69,7 +83,8 @@ def plan_kernel(
     tiles = tl.where(is_long, tl.cdiv(length - start, TILE), 0)
     tile_ends = tl.cumsum(tiles, 0)
     total = tl.sum(tiles, 0)
-    if worker == 0:
+    left, rounds = tiles_left(total, workers, LEFT_OVER)
+    if run == 0:
         rank = tl.cumsum(is_long.to(tl.int32), 0) - 1
         tl.store(ranks + request, tl.where(is_long, rank, -1), mask=mask)
         tl.store(ends + request, tile_ends, mask=mask)
@@ -82,14 +97,31 @@ def plan_kernel(
         tl.store(rank_ends + rank + 1, tile_ends, mask=is_long)
         tl.store(short_requests + tl.cumsum(is_short.to(tl.int32), 0) - 1, request, mask=is_short)
         tl.store(shorts, tl.sum(is_short.to(tl.int32), 0))
-    used = workers_used(total, tl.num_programs(0))
-    first = run_start(worker, total, tl.maximum(used, 1))
-    end = run_start(worker + 1, total, tl.maximum(used, 1))
-    at = runs + worker * 4
-    tl.store(at, tl.where(worker < used, tl.sum((is_long & (tile_ends <= first)).to(tl.int32), 0), 0))
-    tl.store(at + 1, tl.where(worker < used, tl.sum((is_long & (tile_ends < end)).to(tl.int32), 0), -1))
+        tl.store(runs_left, rounds * workers)
+    dealt = total - left
+    used = workers_used(dealt, workers)
+    if run < workers:
+        first = run_start(run, dealt, tl.maximum(used, 1))
+        end = run_start(run + 1, dealt, tl.maximum(used, 1))
+        there = run < used
+    else:
+        first = dealt + left_start(run - workers, workers, left, rounds)
+        end = dealt + left_start(run + 1 - workers, workers, left, rounds)
+        there = run < workers + rounds * workers
+    at = runs + run * 4
+    tl.store(at, tl.where(there, tl.sum((is_long & (tile_ends <= first)).to(tl.int32), 0), 0))
+    tl.store(at + 1, tl.where(there, tl.sum((is_long & (tile_ends < end)).to(tl.int32), 0), -1))
     tl.store(at + 2, first)
     tl.store(at + 3, end)
+
+
+@triton.jit
+def _run_of(tile, total, workers, LEFT_OVER: tl.constexpr):
+    """The run in which a tile is."""
+    left, rounds = tiles_left(total, workers, LEFT_OVER)
+    dealt = total - left
+    own = worker_of(tl.minimum(tile, dealt - 1), tl.maximum(dealt, 1), workers_used(dealt, workers))
+    return tl.where(tile < dealt, own, workers + left_run_of(tl.maximum(tile - dealt, 0), workers, left, rounds))
 
 
 @triton.jit(do_not_specialize_on_alignment=["lengths"])
@@ -108,6 +140,7 @@ def parts_kernel(
     TASK_FIELDS: tl.constexpr,
     LEVELS: tl.constexpr,
     BLOCK_LEVELS: tl.constexpr,
+    LEFT_OVER: tl.constexpr,
 ):
     """One program a request."""
     request = tl.program_id(0)
@@ -115,9 +148,8 @@ def parts_kernel(
     total = tl.maximum(tl.load(ends + tl.num_programs(0) - 1), 1)
     end = tl.load(ends + request)
     begin = tl.load(ends + request - 1, mask=request > 0, other=0)
-    used = workers_used(total, workers)
-    first = worker_of(begin, total, used)
-    last = worker_of(end - 1, total, used)
+    first = _run_of(begin, total, workers, LEFT_OVER)
+    last = _run_of(end - 1, total, workers, LEFT_OVER)
     level = tl.arange(0, BLOCK_LEVELS)
     place = tl.where(level == 0, rank + first, 0)
     step = tl.where(level == 0, 1, 0)
@@ -151,6 +183,8 @@ class DecodeConfig:
     programs_per_multiprocessor: int
     shared_stages: int = 3
     """The same of what requests share."""
+    left_over: bool = False
+    """Whether the last tiles are left to whoever is done first (tiles.py): by decode_hopper.py."""
 
     @staticmethod
     def of(token_bytes: int, shared: int, *, together: bool = False) -> "DecodeConfig":
@@ -283,16 +317,20 @@ class DecodePlan:
             raise ValueError(f"shared tasks read all tokens, and window is {window}: it should be negative")
         if shared is not None and shared.max_batch < max_batch:
             raise ValueError(f"shared is for batches of {shared.max_batch}, and should be for max_batch, {max_batch}")
-        if (most := most_group(device)) is not None and group > most:
+        self.hopper = config is not None and config.left_over
+        """Whether decode_hopper.py reads what requests read by themselves."""
+        if not self.hopper and (most := most_group(device)) is not None and group > most:
             raise ValueError(f"group is {group}, and should be at most {most} on this GPU")
         self.window, self.group = window, group
         self.shared = shared
         self.batch = 0
         """Requests of the batch that was cut last."""
         gpu = self.heads.device
-        hopper = gpu >= 0 and torch.cuda.get_device_capability(gpu)[0] == 9
-        if shared is not None and shared.hopper and not hopper:
-            raise ValueError(f"shared has tasks for Hopper, and should have none on {device}")
+        if shared is not None and shared.hopper is not self.hopper:
+            raise ValueError(
+                "shared has tasks for a kernel on Hopper and config is not of one, or the other way round: "
+                "decode_hopper.CONFIG and hopper=True go together"
+            )
         self.dependent_launch = dependent_launch(gpu)
         """Whether its kernels are set up while the one before still runs."""
         together = shared is not None and not shared.hopper
@@ -311,14 +349,20 @@ class DecodePlan:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
         self.ranks, self.ends, self.short_requests = words(max_batch), words(max_batch), words(max_batch)
-        self.shorts, self.requests, self.runs = words(1), words(max_batch, RUN_FIELDS), words(self.workers, 4)
+        self.shorts, self.requests = words(1), words(max_batch, RUN_FIELDS)
+        most_runs = self.workers * (1 + ROUNDS.value if self.hopper else 1)
+        self.runs, self.runs_left, self.runs_taken = words(most_runs, 4), words(1), words(1)
+        """Runs of tiles for each KV head: each worker's own, and those that whoever is done takes; how many these are;
+        and of all heads' together, how many were taken. The merge counts anew."""
+        self.spare_programs = max(0, multiprocessors - self.workers * kv_heads)
+        """Multiprocessors without a run of their own."""
         self.rank_ends = words(max_batch + 1)
         self.begun = words(1)
         """A flag by which a layer's decode kernel tells the one beside it that the queries are there (launches.py)."""
         levels = 1 + (shared.max_levels if shared else 0)
         self.parts = words(max_batch, 3, triton.next_power_of_2(levels))
-        # A step from one part to the next along the tiles is one to the next request, the next worker, or both.
-        self.own_places = max_batch + self.workers
+        # A step from one part to the next along the tiles is one to the next request, the next run, or both.
+        self.own_places = max_batch + most_runs
         """Partial results of requests; those of shared tasks come behind."""
         places = (self.own_places + (shared.max_places if shared else 0), kv_heads * group)
         self.partial = torch.empty((*places, v_head_dim), dtype=torch.float32, device=device)
@@ -327,6 +371,14 @@ class DecodePlan:
     def shared_by(self, batch: int) -> SharedTasks | None:
         """What a batch of so many requests may read together: nothing where there is one."""
         return self.shared if batch > 1 else None
+
+    def parts_of_one(self, batch: int) -> int:
+        """About the most partial results that a request of such a batch has of its own tokens, if all are as long."""
+        parts = self.workers // batch + 1
+        if self.hopper:
+            # The requests whose tiles are left over have parts of all these runs.
+            parts += ROUNDS.value * self.workers * LEFT_ONE_IN.value // batch
+        return min(parts, len(self.runs))
 
     def update(self, slots: torch.Tensor, lengths: torch.Tensor) -> None:
         """Cut the work anew.
@@ -347,7 +399,7 @@ class DecodePlan:
             raise ValueError(f"{batch} requests in a plan made for {self.ranks.shape[0]}")
         self.batch = batch
         shared = self.shared_by(batch)
-        plan_kernel[(self.workers,)](
+        plan_kernel[(len(self.runs),)](
             slots,
             lengths,
             shared and shared.ends,
@@ -358,11 +410,14 @@ class DecodePlan:
             self.short_requests,
             self.shorts,
             self.runs,
+            self.runs_left,
             batch,
+            self.workers,
             RUN_FIELDS=RUN_FIELDS,
             TILE=self.config.tile,
             WINDOW=self.window,
             BLOCK_BATCH=triton.next_power_of_2(batch),
+            LEFT_OVER=self.hopper,
         )
         parts_kernel[(batch,)](
             lengths,
@@ -377,5 +432,6 @@ class DecodePlan:
             TASK_FIELDS=TASK_FIELDS,
             LEVELS=shared.max_levels if shared else 0,
             BLOCK_LEVELS=self.parts.shape[2],
+            LEFT_OVER=self.hopper,
             num_warps=1,
         )

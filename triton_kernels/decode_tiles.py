@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from .launches import lower_flag, raise_flag
 from .numerics import LOG2E, tanh
 
 
@@ -30,20 +29,11 @@ def load_tile(
 
 
 @triton.jit
-def begin_work(begun):
-    """What a step's plan says may be read while the kernel before still runs; queries and tokens only when it is done.
-    The kernels after it may then begin beside this one; or at once, if they wait for a flag (launches.py)."""
-    if begun is None:
-        gdc_wait()
-        gdc_launch_dependents()
-    else:
-        first = tl.program_id(0) + tl.program_id(1) == 0
-        if first:
-            lower_flag(begun)
-        gdc_launch_dependents()
-        gdc_wait()
-        if first:
-            raise_flag(begun)
+def begin_work():
+    """What a step's plan says may be read while the kernel before still runs; queries and tokens only when it is
+    done."""
+    gdc_wait()
+    gdc_launch_dependents()
 
 
 @triton.jit

@@ -27,6 +27,7 @@ def merge_kernel(
     partial_lse,  # [places, heads] float32
     parts,  # [batch, 3, BLOCK_LEVELS] int32, see decode_plan.py
     out,  # [batch, heads, v_head_dim], written where a request was cut, and 0 where it has no token
+    runs_taken,  # [1] int32, written: 0, for the next layer's decode
     sinks,  # [heads] or None
     out_batch_stride,
     out_head_stride,
@@ -62,6 +63,8 @@ def merge_kernel(
     if PDL:
         gdc_wait()  # for the decode kernel's results; by all, so that who waits for this kernel waits for that one too
         gdc_launch_dependents()
+    if request + tl.program_id(1) == 0:
+        tl.store(runs_taken, 0)
     to = out + request.to(tl.int64) * out_batch_stride + head[:, None] * out_head_stride + v_dims[None, :]
     if total < 0:  # padding: nobody else writes it
         tl.store(to, tl.zeros([BLOCK_GROUP, BLOCK_V_DIM], tl.float32).to(out.dtype.element_ty), mask=mask)
@@ -114,8 +117,8 @@ def merge_parts(plan: DecodePlan, out: torch.Tensor, sinks: torch.Tensor | None)
     if sinks is not None:
         check_vector("sinks", sinks, heads, FLOATS, device)
     batch = plan.batch
-    # About as many as a request has: exactly is known on the device only.
-    parts = plan.workers // batch + 1
+    # About as many as a request has at most: exactly is known on the device only.
+    parts = plan.parts_of_one(batch)
     if (shared := plan.shared_by(batch)) is not None:
         # Where all share, so many workers are left for each of the tasks that these make.
         parts += min(shared.workers, triton.cdiv(shared.workers * shared.members, batch))
@@ -126,6 +129,7 @@ def merge_parts(plan: DecodePlan, out: torch.Tensor, sinks: torch.Tensor | None)
         plan.partial_lse,
         plan.parts,
         out,
+        plan.runs_taken,
         sinks,
         out.stride(0),
         out.stride(1),

@@ -28,15 +28,13 @@ from .decode_plan import SHARED_ROWS, TASK_FIELDS, DecodePlan
 from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
 from .launches import await_flag
-from .rows import gluon_rows, in_rows
+from .rows import gluon_rows
 
 TILE = 64
 """Tokens a step."""
 
 STAGES = 2  # tiles of K, and of V, in shared memory
 REGISTERS, PRODUCER_REGISTERS = 120, 24  # of a thread, on average and of the producer
-
-_HEAD_DIM, _DTYPES = 128, (torch.bfloat16, torch.float16)
 
 
 @gluon.jit
@@ -263,38 +261,13 @@ def shared_hopper_kernel(
         gdc_wait()
 
 
-def can_read(k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether the kernel can read such K and V, of the queries' dtype, on this device.
-
-    Args:
-        k: [slots, slot_tokens, kv_heads, head_dim].
-        v: [slots, slot_tokens, kv_heads, v_head_dim].
-    """
-    return (
-        k.is_cuda
-        and torch.cuda.get_device_capability(k.device)[0] == 9
-        and k.dtype in _DTYPES
-        and all(it.shape[3] == _HEAD_DIM and in_rows(it) for it in (k, v))
-    )
-
-
-def check_tasks(q: torch.Tensor, k: torch.Tensor, plan: DecodePlan, *, rows: bool) -> None:
-    """ValueError if the kernel cannot read a plan's tasks. That K and V fit each other and the queries was seen.
-
-    Args:
-        rows: whether TMA can read K and V (`in_rows`).
-    """
+def check_tasks(plan: DecodePlan) -> None:
+    """ValueError if the kernel cannot read a plan's tasks. That it can read K and V was seen."""
     tile, members = plan.shared.tile, plan.shared.members
     if tile != TILE or members * plan.group > SHARED_ROWS:
         raise ValueError(
             f"the plan has tasks of tiles of {tile} tokens for {members} times {plan.group} query heads, and should "
             f"have tiles of {TILE} for at most {SHARED_ROWS}"
-        )
-    if not rows or k.shape[3] != _HEAD_DIM or k.dtype is not q.dtype or k.dtype not in _DTYPES:
-        raise ValueError(
-            f"k and v are {list(k.shape)} {k.dtype} with strides {list(k.stride())}, and should have heads of "
-            f"{_HEAD_DIM} elements, bfloat16 or float16 as q ({q.dtype}), slots one after the other and heads side by "
-            "side: shared_hopper.py reads them"
         )
 
 

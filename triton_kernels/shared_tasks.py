@@ -22,7 +22,7 @@ def attend_shared(
     tile = tl.load(run + 2)
     end = tl.load(run + 3)
     if AHEAD:
-        begin_work(None)
+        begin_work()
     rows = tl.arange(0, BLOCK_ROWS)
     dims = tl.arange(0, BLOCK_DIM)
     v_dims = tl.arange(0, BLOCK_V_DIM)

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
-from vt_sglang.triton_kernels.decode_plan import most_group
+from vt_sglang.triton_kernels import decode_hopper
+from vt_sglang.triton_kernels.decode_plan import DecodePlan, most_group
 
 from vt_sglang.adapter import kernels
 from vt_sglang.adapter.decode import TritonDecode
@@ -98,10 +99,24 @@ def test_so_many_heads_of_a_kv_head_decode_takes(
     assert most_group(device) == most
 
 
-def test_a_model_with_more_is_told_of_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything is made for it."""
+@pytest.mark.parametrize(("heads", "cap", "most"), [(48, 0.0, 64), (65, 0.0, 32), (33, 50.0, 32)])
+def test_a_model_with_more_is_told_of_flash_attention(
+    monkeypatch: pytest.MonkeyPatch, heads: int, cap: float, most: int
+) -> None:
+    """Before anything is made for it. The kernel for Hopper takes more, where it can read the layer."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    pool = SimpleNamespace(device="cuda")
-    model = torch.nn.ModuleList([RadixAttention(heads, 128, 1.0, 1, layer_id=0) for heads in (8, 48)])
-    with pytest.raises(ValueError, match=r"48 query heads for a KV head, .* 32 at most .*--vtensor-decode-kernel fa3"):
-        TritonDecode(pool, model, share=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(decode_hopper, "can_read", lambda _k, _v, group: group <= 64)
+    monkeypatch.setattr(DecodePlan, "__init__", _refuse_all)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    core = SimpleNamespace(slots=3)
+    pool = SimpleNamespace(device="cuda", dtype=torch.bfloat16, store_dtype=torch.bfloat16, core=core)
+    pool.slots_view = lambda _: (None, None)
+    model = torch.nn.ModuleList([RadixAttention(it, 128, 1.0, 1, layer_id=0, logit_cap=cap) for it in (heads, 8)])
+    told = r"--vtensor-decode-kernel fa3" if heads > most else "a plan of 48 heads"
+    with pytest.raises(ValueError, match=told):
+        TritonDecode(pool, model, share=False)  # type: ignore[arg-type]
+
+
+def _refuse_all(_self: DecodePlan, *, group: int, config: object, **_: object) -> None:
+    assert config is decode_hopper.CONFIG
+    raise ValueError(f"a plan of {group} heads")

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from vt_sglang.triton_kernels import decode, decode_plan, prefill
+from vt_sglang.triton_kernels import decode, decode_hopper, decode_plan, prefill
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_hopper = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9, reason="compute capability 9"
+)
 
 HEADS, KV_HEADS, HEAD_DIM = 8, 2, 128
 SHAPE: dict[str, Any] = {"head_dim": HEAD_DIM, "v_head_dim": HEAD_DIM, "itemsize": 2, "device": "cuda"}
@@ -27,7 +30,8 @@ def test_prefill_of_any_size() -> None:
     assert counts == counts[:1] * len(counts)
 
 
-def test_decode_of_the_last_rows_of_a_batch() -> None:
+@pytest.mark.parametrize("config", [None, pytest.param(decode_hopper.CONFIG, marks=needs_hopper)], ids=["", "Hopper"])
+def test_decode_of_the_last_rows_of_a_batch(config: decode_plan.DecodeConfig | None) -> None:
     """Mixed batches decode rows from any on; their numbers need not begin at a multiple of 16 bytes."""
     rows, batch = 2048, 3
     plan = decode_plan.DecodePlan(
@@ -35,11 +39,13 @@ def test_decode_of_the_last_rows_of_a_batch() -> None:
         kv_heads=KV_HEADS,
         group=HEADS // KV_HEADS,
         multiprocessors=torch.cuda.get_device_properties("cuda").multi_processor_count,
+        config=config,
         **SHAPE,
     )
     cache = torch.randn(8, rows, KV_HEADS, HEAD_DIM, device="cuda").bfloat16()
     query = torch.randn(batch, HEADS, HEAD_DIM, device="cuda").bfloat16()
-    kernels = (decode_plan.plan_kernel, decode_plan.parts_kernel, decode.decode_kernel)
+    own = decode_hopper.decode_hopper_kernel if config else decode.decode_kernel
+    kernels = (decode_plan.plan_kernel, decode_plan.parts_kernel, own)
     slots = torch.tensor([0, 0, 0, 5, 1, 2, 5, 1, 2], device="cuda")
     lengths = torch.tensor([0, 0, 0, 700, 40, 2000, 700, 40, 2000], device="cuda")
     counts, outputs = [], []

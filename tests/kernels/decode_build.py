@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
-from vt_sglang.triton_kernels import decode_plan, shared_hopper
+from vt_sglang.triton_kernels import decode_hopper, decode_plan, shared_hopper
 from vt_sglang.triton_kernels.decode import MOST_COLUMNS, decode_kernel
 from vt_sglang.triton_kernels.decode_plan import RUN_FIELDS, SHARED_ROWS, TASK_FIELDS, DecodeConfig
 from vt_sglang.triton_kernels.merge import _WARPS, merge_kernel
@@ -40,7 +40,7 @@ def _type(name: str) -> str:
         return "*i64"
     if name == "scaling":
         return "fp32"
-    scalars = {"batch", "workers", "own_workers", "own_places", "slot_tokens"}
+    scalars = {"batch", "workers", "own_workers", "kv_heads", "own_places", "slot_tokens"}
     return "i32" if name in scalars or name.endswith("_stride") else "*i32"
 
 
@@ -106,13 +106,34 @@ def decode(*, tma: bool, tasks: bool, group: int = _GROUP, v_dim: int = _DIM) ->
         "k_scale": None,
         "v_scale": None,
     }
-    # With tasks of its own no kernel begins beside it.
-    constants |= dict.fromkeys(("begun",) if tasks else ("header", "tasks", "order", "task_runs"))
+    if not tasks:
+        constants |= dict.fromkeys(("header", "tasks", "order", "task_runs"))
     descriptor = f"tensordesc<bf16[{config.tile}, {_DIM}]>"
     if not tma:
         constants |= dict.fromkeys(("k_rows", "v_rows"))
     rows = {"k_rows": descriptor, "v_rows": descriptor}
     return build(decode_kernel, constants, rows, num_warps=config.warps, num_stages=config.stages)
+
+
+def decode_on_hopper(group: int, *, alone: bool = False) -> dict[str, int]:
+    """The kernel for Hopper. alone: no other begins beside it."""
+    options = decode_hopper.launch(group)
+    constants = {
+        "RUN_FIELDS": RUN_FIELDS,
+        "GROUP": group,
+        "HEAD_DIM": _DIM,
+        "WINDOW": -1,
+        "TILE": decode_hopper.TILE,
+        "PARTS": decode_hopper.PARTS,
+        "FIELDS": decode_hopper.FIELDS,
+        "sinks": None,
+    }
+    registers = options.pop("maxnreg")
+    constants |= options | ({"begun": None} if alone else {})
+    layout = gl.NVMMASharedLayout(128, 16)
+    sizes = {"q_rows": options["COLUMNS"], "k_rows": decode_hopper.TILE, "v_rows": decode_hopper.TILE}
+    rows = {name: f"tensordesc<bf16[{of}, {_DIM}],{layout!r}>" for name, of in sizes.items()}
+    return build(decode_hopper.decode_hopper_kernel, constants, rows, gluon=True, num_warps=4, maxnreg=registers)
 
 
 def merge() -> dict[str, int]:
@@ -179,10 +200,10 @@ def plans() -> dict[str, int]:
     """What a step is planned with."""
     plan = {"RUN_FIELDS": RUN_FIELDS, "TILE": 128, "WINDOW": -1, "BLOCK_BATCH": 256}
     parts = {"TASK_FIELDS": TASK_FIELDS, "LEVELS": 4, "BLOCK_LEVELS": 8}
-    made = [
-        build(decode_plan.plan_kernel, plan),
-        build(decode_plan.parts_kernel, parts, num_warps=1),
-    ]
+    made = []
+    for left_over in (False, True):
+        made.append(build(decode_plan.plan_kernel, plan | {"LEFT_OVER": left_over}))
+        made.append(build(decode_plan.parts_kernel, parts | {"LEFT_OVER": left_over}, num_warps=1))
     return {name: max(it[name] for it in made) for name in made[0]}
 
 
@@ -195,6 +216,10 @@ if __name__ == "__main__":
                 "decode with tasks": decode(tma=True, tasks=True),
                 "decode of 20 heads on one": decode(tma=True, tasks=False, group=20),
                 "decode of narrower values, without TMA": decode(tma=False, tasks=False, v_dim=64),
+                "decode on Hopper": decode_on_hopper(_GROUP),
+                "decode on Hopper of 16 heads on one": decode_on_hopper(16),
+                "decode on Hopper of 32 heads on one": decode_on_hopper(32),
+                "decode on Hopper of 64 heads on one, alone": decode_on_hopper(64, alone=True),
                 "merge": merge(),
                 "shared tasks": shared(),
                 "store": stores(),

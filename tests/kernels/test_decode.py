@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from arena import DEVICE, DTYPES, SERVED_DTYPES, Arena, assert_close
+from arena import CUDA, DEVICE, DTYPES, SERVED_DTYPES, Arena, assert_close
 from reference import attend
+from vt_sglang.triton_kernels import decode_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan
+from vt_sglang.triton_kernels.tiles import LEFT_ONE_IN
 
 
 @dataclass
@@ -35,11 +37,23 @@ class Case:
             head_dim=self.head_dim,
             v_head_dim=v_dim,
             dtype=self.kv_dtype or self.dtype,
+            slot_tokens=max(700, *self.lengths),
             generator=generator,
         )
         self.out = torch.full((batch, heads, v_dim), float("nan"), dtype=self.dtype, device=DEVICE)
 
-    def run(self, *, workers: int = 5, window: int = -1, tile: int | None = 16) -> None:
+    def run(
+        self,
+        *,
+        workers: int = 5,
+        spare: int = 0,
+        window: int = -1,
+        tile: int | None = 16,
+        hopper: bool = False,
+        layers: int = 1,
+    ) -> None:
+        """spare: multiprocessors that no worker has. tile: None: as is chosen. layers: so often, one by one."""
+        config = None if tile is None else DecodeConfig(tile, 4, 2, 1)
         plan = DecodePlan(
             max_batch=len(self.lengths) + 3,
             kv_heads=self.kv_heads,
@@ -47,10 +61,10 @@ class Case:
             head_dim=self.head_dim,
             v_head_dim=self.arena.v.shape[-1],
             itemsize=self.arena.k.element_size(),
-            multiprocessors=workers * self.kv_heads,
+            multiprocessors=workers * self.kv_heads + spare,
             device=DEVICE,
             window=window,
-            config=None if tile is None else DecodeConfig(tile, 4, 2, 1),
+            config=decode_hopper.CONFIG if hopper else config,
         )
         plan.partial.fill_(float("nan"))
         plan.partial_lse.fill_(float("nan"))
@@ -58,9 +72,10 @@ class Case:
         slots, scaling = self.arena.slots.to(DEVICE), self.head_dim**-0.5
         plan.update(slots, lengths)
         options = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in self.options.items()}
-        decode_attention(
-            self.q.to(DEVICE), self.arena.k, self.arena.v, self.out, slots, lengths, plan, scaling=scaling, **options
-        )
+        query, keys, values = self.q.to(DEVICE), self.arena.k, self.arena.v
+        for _ in range(layers):
+            self.out.fill_(float("nan"))
+            decode_attention(query, keys, values, self.out, slots, lengths, plan, scaling=scaling, **options)
         for row, length in enumerate(self.lengths):
             if length == 0:
                 assert not self.out[row].any()
@@ -169,6 +184,105 @@ def test_a_plan_serves_smaller_batches() -> None:
     assert plan.parts[:3, 2, 0].tolist() == [0, -1, 2]
     with pytest.raises(ValueError, match="9 requests in a plan made for 8"):
         plan.update(slots, torch.tensor([1] * 9, device=DEVICE))
+
+
+# Gluon has no interpreter.
+needs_hopper = pytest.mark.skipif(
+    not CUDA or torch.cuda.get_device_capability()[0] != 9, reason="needs a GPU of compute capability 9"
+)
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", SERVED_DTYPES)
+@pytest.mark.parametrize("workers", [1, 3, 40])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_hopper_ragged_lengths(dtype: torch.dtype, workers: int, sinks: bool) -> None:
+    """1 to past several tiles, at tile borders, with idle requests between: whole, cut once, cut into many."""
+    lengths = [1, 63, 0, 64, 65, 1200, 0, 127, 128, 129, 520, 2, 191, 192, 193, 255, 256, 257]
+    options = {"sinks": torch.linspace(-2, 3, 8)} if sinks else {}
+    Case(lengths, dtype=dtype, head_dim=128, options=options).run(workers=workers, hopper=True)
+
+
+@needs_hopper
+@pytest.mark.parametrize("length", [1, 64, 65, 1023, 1024, 1025, 2560, 20_000])
+def test_hopper_one_request(length: int) -> None:
+    Case([length], head_dim=128).run(workers=7, hopper=True)
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", SERVED_DTYPES)
+@pytest.mark.parametrize(
+    ("kv_heads", "group"), [(4, 1), (2, 4), (1, 8), (3, 5), (2, 12), (1, 16), (1, 20), (1, 32), (1, 48), (1, 64)]
+)
+def test_hopper_heads(kv_heads: int, group: int, dtype: torch.dtype) -> None:
+    case = Case([5, 90, 133, 700, 64], kv_heads=kv_heads, group=group, head_dim=128, dtype=dtype)
+    case.run(hopper=True)
+    case.q *= 60  # scores beyond the reach of float16's and float32's exponential
+    case.run(hopper=True)
+
+
+@needs_hopper
+@pytest.mark.parametrize("window", [0, 1, 63, 64, 65, 160, 4000])
+@pytest.mark.parametrize("workers", [2, 11])
+def test_hopper_window(window: int, workers: int) -> None:
+    Case([1, 64, 65, 165, 1200, 228], head_dim=128).run(window=window, workers=workers, hopper=True)
+
+
+@needs_hopper
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("spare", [0, 3])
+@pytest.mark.parametrize("kv_heads", [1, 3])
+def test_runs_that_whoever_is_done_takes(workers: int, spare: int, kv_heads: int) -> None:
+    """Three rounds of them, two, and one; also by a program that has no run of its own; in each layer anew."""
+    tiles_124 = [2760, 2000, 1, 240, 0, 2760]
+    case = Case(tiles_124, kv_heads=kv_heads, head_dim=128, dtype=torch.bfloat16)
+    case.run(workers=workers, spare=spare, hopper=True, layers=3)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_runs_have_each_tile_once(workers: int) -> None:
+    some = [33, 60, 1, 0, 17]  # 9 tiles
+    plan = DecodePlan(
+        max_batch=len(some) + 1,
+        kv_heads=1,
+        group=1,
+        head_dim=64,
+        v_head_dim=64,
+        itemsize=2,
+        multiprocessors=workers,
+        device=DEVICE,
+        config=DecodeConfig(16, 4, 2, 1, left_over=True),
+    )
+    slots = torch.arange(1, 2 + len(some), device=DEVICE)
+    one = 2 * LEFT_ONE_IN.value * workers  # tiles of which a run of two is left over for each worker
+    for total, rounds in ((10, 0), (one - 1, 0), (one, 1), (5 * one // 2, 2), (21 * one, 5)):
+        lengths = torch.tensor([*some, max(1, total - 9) * 16], device=DEVICE)
+        plan.update(slots, lengths)
+        left = int(plan.runs_left)
+        assert plan.ends[-1] == total
+        assert left == rounds * workers
+        runs = plan.runs[: workers + left].tolist()
+        assert [run[2] for run in runs] == [0, *(run[3] for run in runs[:-1])]
+        assert runs[-1][3] == total
+        sizes = [run[3] - run[2] for run in runs]
+        assert min(sizes) >= (1 if total >= workers else 0)
+        if left:
+            assert min(sizes) >= 2
+            assert sum(sizes[workers:]) == total // LEFT_ONE_IN.value
+            by_round = [sizes[at : at + workers] for at in range(workers, len(sizes), workers)]
+            assert all(max(its) - min(its) <= 1 for its in by_round)
+            assert [sum(its) for its in by_round] == sorted((sum(its) for its in by_round), reverse=True)
+        begin, rank = 0, 0
+        for request, end in enumerate(plan.ends.tolist()):
+            if end == begin:
+                assert plan.ranks[request] == -1
+                continue
+            its = [at for at, run in enumerate(runs) if run[2] < end and run[3] > begin]
+            assert all(runs[at][0] <= rank <= runs[at][1] for at in its)
+            first, step, count = plan.parts[request, :, 0].tolist()
+            places = [first + step * part for part in range(count)]
+            assert places == ([] if len(its) == 1 else [rank + at for at in its])
+            begin, rank = end, rank + 1
 
 
 @pytest.mark.parametrize("head_dim", [64, 128, 256])

@@ -7,7 +7,7 @@ import torch
 from arena import CUDA, DEVICE, Arena, assert_close
 from reference import attend
 from share import Segment, words
-from vt_sglang.triton_kernels import shared_hopper
+from vt_sglang.triton_kernels import decode_hopper, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import SHARED_ROWS, DecodeConfig, DecodePlan, SharedTasks
 
@@ -42,7 +42,7 @@ def make_plan(arena: Arena, batch: int, sharing: bool) -> tuple[DecodePlan, torc
         itemsize=2,
         multiprocessors=8,
         device=DEVICE,
-        config=None if HOPPER else DecodeConfig(tile, 4, 2, 1),
+        config=decode_hopper.CONFIG if HOPPER else DecodeConfig(tile, 4, 2, 1),
         shared=shared,
     )
     segments = [Segment(0, SHARED, tuple(range(batch)))] if sharing else []

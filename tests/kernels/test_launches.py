@@ -8,7 +8,7 @@ import triton.language as tl
 from arena import CUDA, Arena
 from share import Segment, words
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from vt_sglang.triton_kernels import shared_hopper
+from vt_sglang.triton_kernels import decode_hopper, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import SHARED_ROWS, DecodePlan, SharedTasks
 from vt_sglang.triton_kernels.store import store_kv
@@ -70,6 +70,7 @@ def test_layers_of_a_graph_wait_for_each_other(sharing: bool, stored: bool) -> N
         itemsize=2,
         multiprocessors=60,
         device="cuda",
+        config=decode_hopper.CONFIG,
         shared=shared,
     )
     segments = [Segment(0, SHARED, tuple(range(BATCH)))] if sharing else []

@@ -8,7 +8,7 @@ import torch
 from arena import CUDA, DEVICE, DTYPES, Arena, assert_close
 from reference import attend
 from share import Segment, random_tree, words
-from vt_sglang.triton_kernels import shared_hopper
+from vt_sglang.triton_kernels import decode_hopper, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import SHARED_ROWS, DecodeConfig, DecodePlan, SharedTasks, shared_tile
 
@@ -66,7 +66,7 @@ def run(
         itemsize=arena.k.element_size(),
         multiprocessors=workers * kv_heads,
         device=DEVICE,
-        config=None if hopper else DecodeConfig(tile, 4, 2, 1),
+        config=decode_hopper.CONFIG if hopper else DecodeConfig(tile, 4, 2, 1),
         shared=shared,
     )
     for scratch in (plan.partial, plan.partial_lse):

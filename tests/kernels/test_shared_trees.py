@@ -14,7 +14,7 @@ import torch
 from arena import CUDA, DEVICE, Arena, assert_close
 from reference import attend
 from share import Segment, random_tree, words
-from vt_sglang.triton_kernels import shared_hopper
+from vt_sglang.triton_kernels import decode_hopper, shared_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import HEADER, SHARED_ROWS, TASK_FIELDS, DecodePlan, SharedTasks, shared_tile
 
@@ -57,7 +57,9 @@ class Server:
             hopper=hopper,
             device=DEVICE,
         )
-        self.plan, self.plain = DecodePlan(**sizes, shared=self.shared), DecodePlan(**sizes)
+        config = decode_hopper.CONFIG if hopper else None
+        self.plan = DecodePlan(**sizes, shared=self.shared, config=config)
+        self.plain = DecodePlan(**sizes, config=config)
         tokens = 1 + LEVELS * max(STRETCHES) + max(OWNS) + STEPS
         self.slots = torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)
         self.lengths = torch.zeros(BATCH, dtype=torch.int64, device=DEVICE)

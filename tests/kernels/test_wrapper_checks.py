@@ -7,8 +7,17 @@ from typing import Any
 import pytest
 import torch
 from arena import CUDA, DEVICE
-from vt_sglang.triton_kernels import decode, merge, prefill, prefill_hopper, prefill_merge, shared_hopper, store
-from vt_sglang.triton_kernels.decode_plan import DecodePlan, SharedTasks
+from vt_sglang.triton_kernels import (
+    decode,
+    decode_hopper,
+    merge,
+    prefill,
+    prefill_hopper,
+    prefill_merge,
+    shared_hopper,
+    store,
+)
+from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan, SharedTasks
 from vt_sglang.triton_kernels.prefill import PrefillPlan
 from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
 
@@ -144,6 +153,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> NoLaunch:
     stub = NoLaunch()
     for module, name in (
         (decode, "decode_kernel"),
+        (decode_hopper, "decode_hopper_kernel"),
         (merge, "merge_kernel"),
         (prefill, "prefill_kernel"),
         (prefill_hopper, "prefill_hopper_kernel"),
@@ -322,17 +332,21 @@ def test_tasks_that_do_not_go_with_the_plan() -> None:
         DecodePlan(**DECODE_SIZES, window=100, shared=SharedTasks(**tasks))
     with pytest.raises(ValueError, match="shared is for batches of 3, and should be for max_batch, 4"):
         DecodePlan(**DECODE_SIZES, shared=SharedTasks(**tasks | {"max_batch": BATCH}))
-    if not HOPPER:
-        with pytest.raises(ValueError, match="shared has tasks for Hopper, and should have none on "):
-            DecodePlan(**DECODE_SIZES, shared=SharedTasks(**tasks, hopper=True))
+    for config, hopper in ((decode_hopper.CONFIG, False), (None, True)):
+        with pytest.raises(ValueError, match=r"decode_hopper.CONFIG and hopper=True go together"):
+            DecodePlan(**DECODE_SIZES, config=config, shared=SharedTasks(**tasks, hopper=hopper))
 
 
 @pytest.mark.parametrize(
     ("changed", "error"),
     [
         ({"logit_cap": 1.0}, "logit_cap should be 0"),
+        ({"scaling": -1.0}, "scaling positive"),
         ({"k_scale": 1}, "k_scale and v_scale None"),
         ({"v_scale": 1}, "k_scale and v_scale None"),
+        ({"config": DecodeConfig(64, 4, 3, 1, left_over=True)}, "should then be DecodeConfig"),
+        ({"gap": 8}, "q is .* and should have heads side by side"),
+        ({"gpu": False}, "k and v are .* on Hopper"),
         ({"members": 17}, "tiles of 64 tokens for 17 times 4 query heads, and should have tiles of 64 for at most 64"),
         ({"tile": 32}, "tiles of 32 tokens for 4 times 4 query heads, and should have tiles of 64"),
         ({"dim": 64}, "k and v are .* and should have heads of 128 elements"),
@@ -342,14 +356,20 @@ def test_tasks_that_do_not_go_with_the_plan() -> None:
         ({}, None),
     ],
 )
-def test_what_the_kernel_for_shared_tasks_cannot_do(
+def test_what_the_kernels_for_hopper_cannot_do(
     changed: dict[str, Any], error: str | None, kernels: NoLaunch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decode_hopper, "on_hopper", lambda _: changed.get("gpu", True))
     dim, dtype = changed.get("dim", 128), changed.get("dtype", torch.float16)
     sizes = {name: changed[name] for name in ("members", "tile") if name in changed}
-    plan = DecodePlan(**DECODE_SIZES | {"head_dim": dim, "v_head_dim": dim, "itemsize": dtype.itemsize})
-    plan.shared = SharedTasks(**TASKS | sizes, max_batch=BATCH + 1, hopper=True)
-    monkeypatch.setattr(shared_hopper, "gluon_rows", lambda *_: None)
+    plan = DecodePlan(
+        **DECODE_SIZES | {"head_dim": dim, "v_head_dim": dim, "itemsize": dtype.itemsize},
+        config=changed.get("config", decode_hopper.CONFIG),
+        shared=SharedTasks(**TASKS | sizes, max_batch=BATCH + 1, hopper=True),
+    )
+    for module in (decode_hopper, shared_hopper):
+        monkeypatch.setattr(module, "gluon_rows", lambda *_: None)
+    monkeypatch.setattr(decode_hopper, "gluon_heads", lambda *_: None)
     arguments = _attention(BATCH)
     for name in ("q", "k", "v", "out"):
         shape = (*arguments[name].shape[:-1], dim)
@@ -357,6 +377,9 @@ def test_what_the_kernel_for_shared_tasks_cannot_do(
     if "step" in changed:
         for name in "kv":
             arguments[name] = _between(arguments[name], changed["step"])
+    if "gap" in changed:
+        arguments["q"] = torch.zeros(BATCH, HEADS, dim + changed["gap"], dtype=dtype, device=DEVICE)[:, :, :dim]
+    arguments["scaling"] = changed.get("scaling", 1.0)
     options = {name: changed[name] for name in ("logit_cap", "k_scale", "v_scale") if name in changed}
     options |= {name: torch.ones(1, device=DEVICE) for name in options if name != "logit_cap"}
     plan.batch = BATCH

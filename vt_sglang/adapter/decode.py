@@ -11,7 +11,7 @@ from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.adapter.sharing import Sharing
-from vt_sglang.triton_kernels import shared_hopper
+from vt_sglang.triton_kernels import decode_hopper
 from vt_sglang.triton_kernels.decode import decode_attention
 from vt_sglang.triton_kernels.decode_plan import DecodePlan, most_group
 
@@ -31,17 +31,18 @@ class TritonDecode:
     def __init__(self, pool: VTensorKVPool, model: torch.nn.Module, *, share: bool) -> None:
         self._pool = pool
         device = torch.device(pool.device)
-        group = max(layer.tp_q_head_num // layer.tp_k_head_num for layer in attention_layers(model))
-        if (most := most_group(device)) is not None and group > most:
-            raise ValueError(
-                f"the model has {group} query heads for a KV head, and the project's decode kernel takes {most} at "
-                "most on this GPU: choose --vtensor-decode-kernel fa3"
-            )
         self._scales = KVScales(pool, model)
+        layers = list(attention_layers(model))
+        for layer in layers:
+            group = _group(layer)
+            if not self._on_hopper(layer) and (most := most_group(device)) is not None and group > most:
+                raise ValueError(
+                    f"the model has {group} query heads for a KV head, and the project's decode kernel takes {most} at "
+                    "most of such heads on this GPU: choose --vtensor-decode-kernel fa3"
+                )
         multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
         self._plans: dict[tuple[Any, ...], DecodePlan] = {}
         self._sharing: list[tuple[Sharing, float]] = []  # and the part of all layers that it is of
-        layers = list(attention_layers(model))
         for layer in layers:
             if _shape(layer) in self._plans:
                 continue
@@ -51,13 +52,14 @@ class TritonDecode:
             self._plans[_shape(layer)] = DecodePlan(
                 max_batch=pool.core.slots,
                 kv_heads=layer.tp_k_head_num,
-                group=layer.tp_q_head_num // layer.tp_k_head_num,
+                group=_group(layer),
                 head_dim=layer.qk_head_dim,
                 v_head_dim=layer.v_head_dim,
                 itemsize=pool.store_dtype.itemsize,
                 multiprocessors=multiprocessors,
                 device=device,
                 window=layer.sliding_window_size,
+                config=decode_hopper.CONFIG if self._on_hopper(layer) else None,
                 shared=sharing and sharing.tasks,
             )
 
@@ -65,7 +67,6 @@ class TritonDecode:
         heads, kv_heads = layer.tp_q_head_num, layer.tp_k_head_num
         if not Sharing.possible(heads=heads, kv_heads=kv_heads, window=layer.sliding_window_size):
             return None
-        scaled = self._scales.of(layer) != (None, None)
         return Sharing(
             self._pool.core,
             heads=heads,
@@ -75,10 +76,13 @@ class TritonDecode:
             itemsize=self._pool.store_dtype.itemsize,
             multiprocessors=multiprocessors,
             device=device,
-            hopper=not layer.logit_cap
-            and not scaled
-            and shared_hopper.can_read(*self._pool.slots_view(layer.layer_id)),
+            hopper=self._on_hopper(layer),
         )
+
+    def _on_hopper(self, layer: RadixAttention) -> bool:
+        """Whether the kernels for Hopper can read the layer."""
+        plain = not layer.logit_cap and self._scales.of(layer) == (None, None)
+        return plain and decode_hopper.can_read(*self._pool.slots_view(layer.layer_id), _group(layer))
 
     @property
     def shares(self) -> bool:
@@ -132,6 +136,11 @@ class TritonDecode:
             k_scale=scales.k,
             v_scale=scales.v,
         )
+
+
+def _group(layer: RadixAttention) -> int:
+    """Query heads of a KV head."""
+    return int(layer.tp_q_head_num // layer.tp_k_head_num)
 
 
 def _shape(layer: RadixAttention) -> tuple[Any, ...]:
