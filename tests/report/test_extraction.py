@@ -139,7 +139,7 @@ def test_serve() -> None:
 
 def test_kernels_without_what_older_results_lack(tmp_path: Path) -> None:
     """The floor of prefill, which must not be taken for another benchmark's; FlashAttention-3 over virtual tensors in
-    decode."""
+    decode, and its kernel for Hopper."""
     prefill, decode = kept("prefill"), kept("decode")
     found = figures(RESULTS / "prefill.json", RESULTS / "decode.json")
     floors = tuple(row["floor_us"] for row in prefill["results"])
@@ -149,12 +149,18 @@ def test_kernels_without_what_older_results_lack(tmp_path: Path) -> None:
     for row in prefill["results"]:
         del row["floor_us"], row["auto"], row["auto_us"]
     for row in decode["results"]:
-        del row["fa3_contiguous_us"]
+        del row["fa3_contiguous_us"], row["hopper_us"]
     for name, result in (("prefill", prefill), ("decode", decode)):
         (tmp_path / f"{name}.json").write_text(json.dumps(result))
     before = figures(tmp_path / "prefill.json", tmp_path / "decode.json")
     assert "floor" not in by_name(before["prefill-time"].plot)
-    assert "vtensor: FA3" not in by_name(before["decode-time"].plot)
+    assert not {"vtensor: FA3", "vtensor: Hopper"} & set(by_name(before["decode-time"].plot))
+    for found_now, own in (
+        (found, kept("decode")["results"][0]["hopper_us"]),
+        (before, decode["results"][0]["triton_us"]),
+    ):
+        ratio = by_name(found_now["decode-ratio"].plot)["vtensor: over FA3, page 1"].values[0]
+        assert ratio == decode["results"][0]["fa3_page1_us"] / own
 
 
 def test_kernels_and_tree() -> None:

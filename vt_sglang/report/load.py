@@ -26,7 +26,7 @@ KINDS = {
 
 _ROWS = {
     "prefill": ("gigaflop",),
-    "shared": ("floor_us", "hopper_us"),
+    "shared": ("floor_us", "hopper_us", "plain_us"),
     "decode": ("floor_us", "shape"),
     "tree": ("operation",),
 }
