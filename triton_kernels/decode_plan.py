@@ -59,6 +59,7 @@ def plan_kernel(
     shorts,  # [1] int32, written: how many these are
     runs,  # [runs, 4] int32, written: first and last rank, first tile and the one behind the last
     runs_left,  # [1] int32, written: runs behind the workers' own that whoever is done takes
+    runs_taken,  # [1] int32, written: 0; what is counted is counted anew even if a step before was not ended
     batch,
     workers,
     RUN_FIELDS: tl.constexpr,
@@ -98,6 +99,7 @@ def plan_kernel(
         tl.store(short_requests + tl.cumsum(is_short.to(tl.int32), 0) - 1, request, mask=is_short)
         tl.store(shorts, tl.sum(is_short.to(tl.int32), 0))
         tl.store(runs_left, rounds * workers)
+        tl.store(runs_taken, 0)
     dealt = total - left
     used = workers_used(dealt, workers)
     if run < workers:
@@ -411,6 +413,7 @@ class DecodePlan:
             self.shorts,
             self.runs,
             self.runs_left,
+            self.runs_taken,
             batch,
             self.workers,
             RUN_FIELDS=RUN_FIELDS,

@@ -9,14 +9,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 def in_rows(cache: torch.Tensor) -> bool:
-    """Whether TMA can read it so: heads and slots side by side, and steps of whole 16 bytes.
+    """Whether TMA can read it so: heads and slots side by side, steps of whole 16 bytes, and rows that 32 bits count.
 
     Args:
         cache: [slots, slot_tokens, kv_heads, head_dim].
     """
-    _, tokens, _, dim = cache.shape
+    slots, tokens, _, dim = cache.shape
     of_slot, of_token, of_head, of_element = cache.stride()
-    whole = of_element == 1 and of_head == dim and of_slot == tokens * of_token
+    whole = of_element == 1 and of_head == dim and of_slot == tokens * of_token and slots * tokens < 2**31
     return whole and (of_token * cache.itemsize | cache.data_ptr()) % 16 == 0
 
 

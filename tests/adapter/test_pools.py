@@ -109,6 +109,7 @@ def test_tokens_cannot_be_had_without_a_slot(core: KVCache) -> None:
     [
         (100_000, 2**20, "TiB of addresses"),
         (5_000, 2**20, "int32"),
+        (2_048, 2**20, "int32"),  # one too many
     ],
 )
 def test_too_many_or_too_long_virtual_tensors_are_refused(slots: int, context: int, says: str) -> None:

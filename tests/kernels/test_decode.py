@@ -257,7 +257,9 @@ def test_runs_have_each_tile_once(workers: int) -> None:
     one = 2 * LEFT_ONE_IN.value * workers  # tiles of which a run of two is left over for each worker
     for total, rounds in ((10, 0), (one - 1, 0), (one, 1), (5 * one // 2, 2), (21 * one, 5)):
         lengths = torch.tensor([*some, max(1, total - 9) * 16], device=DEVICE)
+        plan.runs_taken.fill_(7)  # as if a step had broken off
         plan.update(slots, lengths)
+        assert plan.runs_taken.tolist() == [0]
         left = int(plan.runs_left)
         assert plan.ends[-1] == total
         assert left == rounds * workers

@@ -10,6 +10,7 @@ from reference import attend
 from vt_sglang.triton_kernels import decode
 from vt_sglang.triton_kernels.decode_plan import DecodeConfig, DecodePlan
 from vt_sglang.triton_kernels.prefill import PrefillConfig, PrefillPlan, prefill_attention
+from vt_sglang.triton_kernels.rows import in_rows
 from vt_sglang.triton_kernels.store import store_kv
 
 KV_HEADS, GROUP, DIM, TOKENS = 2, 2, 64, 310
@@ -27,6 +28,12 @@ def _lazy(elements: int) -> torch.Tensor:
         return torch.from_file(f"/proc/self/fd/{file}", shared=True, size=elements, dtype=torch.float16)
     finally:
         os.close(file)
+
+
+def test_rows_that_32_bits_cannot_count_are_read_by_pointers() -> None:
+    """A descriptor's coordinates are of 32 bits."""
+    for slots, fit in ((2047, True), (2048, False), (4096, False)):
+        assert in_rows(torch.empty(slots, 2**20, 1, 64, dtype=torch.float16, device="meta")) is fit
 
 
 @pytest.mark.skipif(CUDA, reason="address space without memory is had by the interpreter")
