@@ -31,7 +31,7 @@ def median_seconds(run: Callable[[], object], repeats: int, prepare: Callable[[]
 def natural(text: str) -> int:
     """An option's whole number, for argparse."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
 
 

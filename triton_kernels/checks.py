@@ -215,6 +215,12 @@ def check_cap(logit_cap: float) -> None:
         raise ValueError(f"logit_cap is {logit_cap}, and should be a positive number, or 0 for none")
 
 
+def check_scaling(scaling: float) -> None:
+    """ValueError unless the factor of the scores keeps their order: the largest stays so."""
+    if not 0 < scaling < math.inf:
+        raise ValueError(f"scaling is {scaling}, and should be a positive number")
+
+
 def check_written(out: torch.Tensor, shape: tuple[int, int, int], device: int) -> None:
     """The same for the output of a merge: of this shape or with more rows, contiguous in the last dimension."""
     try:

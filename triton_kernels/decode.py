@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import FLOATS, Strides, check_attention, check_cap, check_scales, check_vector
+from .checks import FLOATS, Strides, check_attention, check_cap, check_scales, check_scaling, check_vector
 from .decode_hopper import check_own, decode_hopper_attention
 from .decode_plan import RUN_FIELDS, TASK_FIELDS, DecodePlan
 from .decode_tiles import attend, begin_work, by_dim, by_head, load_tile
@@ -300,6 +300,10 @@ def decode_attention(
     No value on the device is read by the host, and nothing is allocated: the calls may be captured in a CUDA graph that
     is replayed with other slots and lengths.
 
+    On Hopper what comes before may still run when the call begins (launches.py), and all of a request's tokens but the
+    newest are read then: they are those of earlier steps. Whoever stores several tokens of a request, and then decodes
+    it, launches a kernel between that lets nobody begin before it ends, as `plan.update` does.
+
     Args:
         q: [batch, heads, head_dim] bfloat16, float16 or float32, any strides but 1 in the last dimension.
         k: [slots, slot_tokens, kv_heads, head_dim], likewise, of q's dtype or float8 e4m3.
@@ -308,14 +312,15 @@ def decode_attention(
         slots: [batch] int32 or int64.
         lengths: [batch] int32 or int64, in tokens, the last one included.
         plan: made from the same slots and lengths.
-        scaling: factor of q . k.
+        scaling: factor of q . k, a positive number.
         logit_cap: bound of the scores, by tanh, a positive number; 0: none.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
         k_scale, v_scale: [1] float32: what stored keys and values are to be multiplied by.
 
     Raises:
-        ValueError: an argument has another shape, dtype, layout or device than this or the plan's; or the cap is
-            negative or not finite; or a kernel for Hopper, which the plan is made for, cannot do what is asked for.
+        ValueError: an argument has another shape, dtype, layout or device than this or the plan's; the scaling is not
+            positive, the cap negative, or one of them not finite; or a kernel for Hopper, which the plan is made for,
+            cannot do what is asked for.
         TypeError: one is no tensor.
     """
     strides = check_attention(q, k, v, out, slots, lengths, plan.heads, plan.batch, None)
@@ -323,13 +328,11 @@ def decode_attention(
     if sinks is not None:
         check_vector("sinks", sinks, plan.heads.kv_heads * plan.group, FLOATS, device)
     check_scales(k_scale, v_scale, device)
+    check_scaling(scaling)
     check_cap(logit_cap)
     if plan.hopper:
-        if logit_cap or k_scale is not None or v_scale is not None or scaling <= 0:
-            raise ValueError(
-                f"logit_cap should be 0 (it is {logit_cap}), scaling positive ({scaling}), k_scale and v_scale None, "
-                "where decode_hopper.py reads tokens"
-            )
+        if logit_cap or k_scale is not None or v_scale is not None:
+            raise ValueError("logit_cap should be 0, k_scale and v_scale None, where decode_hopper.py reads tokens")
         check_own(q, k, v, plan)
         shared = plan.shared_by(plan.batch)
         if shared is not None:

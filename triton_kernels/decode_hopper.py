@@ -26,7 +26,7 @@ from triton.language import core
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .checks import Strides
-from .decode_plan import RUN_FIELDS, SHARED_ROWS, DecodeConfig, DecodePlan
+from .decode_plan import MOST_ON_HOPPER, RUN_FIELDS, SHARED_ROWS, DecodeConfig, DecodePlan
 from .launches import lower_flag, raise_flag
 from .rows import gluon_heads, gluon_rows, heads_in_rows, in_rows
 from .tiles import first_visible
@@ -40,9 +40,6 @@ CONFIG = DecodeConfig(TILE, 4, STAGES, 1, left_over=True)
 
 PARTS = 3  # of which the producer has told the consumer; and numbers that describe one
 FIELDS = 4
-MOST_GROUP = 64
-"""Query heads of a KV head, at most: columns of a product."""
-
 _HEAD_DIM = 128
 
 _TAKE = """{
@@ -461,7 +458,7 @@ def can_read(k: torch.Tensor, v: torch.Tensor, group: int) -> bool:
         group: query heads of a KV head.
     """
     return (
-        group <= MOST_GROUP
+        group <= MOST_ON_HOPPER
         and on_hopper(k)
         and k.dtype in (torch.bfloat16, torch.float16)
         and all(it.shape[3] == _HEAD_DIM and in_rows(it) for it in (k, v))
@@ -482,7 +479,7 @@ def check_own(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: DecodePla
         raise ValueError(
             f"k and v are {list(k.shape)} {k.dtype} with strides {list(k.stride())} for {plan.group} query heads each, "
             f"and should have heads of {_HEAD_DIM} elements, bfloat16 or float16 as q ({q.dtype}), slots one after "
-            f"the other and heads side by side, at most {MOST_GROUP} query heads for each, on Hopper: the plan's "
+            f"the other and heads side by side, at most {MOST_ON_HOPPER} query heads for each, on Hopper: the plan's "
             "config is for it"
         )
 

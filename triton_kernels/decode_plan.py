@@ -5,6 +5,7 @@ on the device, so that a CUDA graph may capture it with what uses it; what reque
 A request reads by itself what its last token sees and no shared task reads for it, in tiles from there on.
 """
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,9 @@ whether that is all it reads; three are left free, so that none is in two lines 
 
 SHARED_ROWS = 64
 """Query heads for which a shared task's tile is read once."""
+
+MOST_ON_HOPPER = 64
+"""Query heads of a KV head that decode_hopper.py takes at most: columns of a product."""
 
 SHARED_READ = 4
 """Tasks of one stretch that are reckoned to read it from memory once: what one has read, the others find in the L2
@@ -240,6 +244,9 @@ class SharedTasks:
         workers: for each KV head.
         tile: tokens of a tile.
         hopper: whether shared_hopper.py reads them, and not the decode kernel itself.
+
+    Raises:
+        ValueError: a size is less than 1.
     """
 
     def __init__(
@@ -255,6 +262,9 @@ class SharedTasks:
         device: torch.device | str,
         hopper: bool = False,
     ) -> None:
+        sizes = {"max_batch": max_batch, "max_tasks": max_tasks, "max_levels": max_levels, "max_places": max_places}
+        for name, number in (sizes | {"members": members, "workers": workers, "tile": tile}).items():
+            at_least(name, number, 1)
         self.max_batch, self.max_levels, self.max_places = max_batch, max_levels, max_places
         self.members, self.workers, self.tile, self.hopper = members, workers, tile, hopper
         rows = max_batch * max_levels
@@ -285,9 +295,10 @@ class DecodePlan:
         shared: what requests read together, which the same calls read; not with a window.
 
     Raises:
-        ValueError: no kernel can take such heads, or so many of a KV head; the tasks' tiles are not the decode
-            kernel's, which is to read them; or what is shared is for smaller batches, beside a window, or for Hopper
-            elsewhere.
+        TypeError: the window is no whole number.
+        ValueError: no kernel can take such heads, or so many of a KV head; tiles are not a power of two; the tasks'
+            tiles are not the decode kernel's, which is to read them; or what is shared is for smaller batches, beside
+            a window, or for kernels on Hopper where decode's is not, or the other way round.
     """
 
     def __init__(
@@ -321,9 +332,10 @@ class DecodePlan:
             raise ValueError(f"shared is for batches of {shared.max_batch}, and should be for max_batch, {max_batch}")
         self.hopper = config is not None and config.left_over
         """Whether decode_hopper.py reads what requests read by themselves."""
-        if not self.hopper and (most := most_group(device)) is not None and group > most:
+        most = MOST_ON_HOPPER if self.hopper else most_group(device)
+        if most is not None and group > most:
             raise ValueError(f"group is {group}, and should be at most {most} on this GPU")
-        self.window, self.group = window, group
+        self.window, self.group = operator.index(window), group
         self.shared = shared
         self.batch = 0
         """Requests of the batch that was cut last."""
@@ -340,6 +352,8 @@ class DecodePlan:
             token_bytes(head_dim, v_head_dim, itemsize), shared_bytes(device), together=together
         )
         """How the kernel is launched."""
+        if (tile := self.config.tile) < 16 or tile & (tile - 1):
+            raise ValueError(f"config has tiles of {tile} tokens, and should have a power of two, 16 at least")
         if shared is not None and together and shared.tile != self.config.tile:
             raise ValueError(
                 f"the tasks have tiles of {shared.tile} tokens, and the decode kernel reads {self.config.tile} at once"

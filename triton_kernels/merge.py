@@ -117,6 +117,8 @@ def merge_parts(plan: DecodePlan, out: torch.Tensor, sinks: torch.Tensor | None)
     if sinks is not None:
         check_vector("sinks", sinks, heads, FLOATS, device)
     batch = plan.batch
+    if batch == 0:
+        raise ValueError("the plan is of no batch yet: call its update first")
     # About as many as a request has at most: exactly is known on the device only.
     parts = plan.parts_of_one(batch)
     if (shared := plan.shared_by(batch)) is not None:

@@ -24,6 +24,7 @@ from .checks import (
     check_attention,
     check_cap,
     check_scales,
+    check_scaling,
     check_vector,
     unaligned,
 )
@@ -355,7 +356,7 @@ def prefill_attention(
         lengths: [batch] int32 or int64, each request's tokens, prefix and new.
         query_starts: [batch + 1] int32: where each request's new tokens begin in q, and their end.
         plan: made from the same query_starts.
-        scaling: factor of q . k.
+        scaling: factor of q . k, a positive number.
         logit_cap: bound of the scores, by tanh, a positive number; 0: none.
         window: tokens that a query sees before its own; negative: all.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
@@ -377,6 +378,7 @@ def prefill_attention(
     if sinks is not None:
         check_vector("sinks", sinks, kv_heads * group, FLOATS, device)
     check_scales(k_scale, v_scale, device)
+    check_scaling(scaling)
     check_cap(logit_cap)
     config = plan.config
     if q.is_cuda:

@@ -31,6 +31,7 @@ from .checks import (
     LAST_CONTIGUOUS,
     TMA_BYTES,
     check_attention,
+    check_scaling,
     check_vector,
     refused,
     unaligned,
@@ -39,7 +40,7 @@ from .hopper_steps import operand as operand_of
 from .hopper_steps import own_sums, packed, scores, softmax
 from .prefill_hopper_plan import FIELDS, ROWS, TILE, HopperPlan
 from .prefill_merge import merge_prefill
-from .rows import gluon_rows
+from .rows import MOST_ROWS, gluon_rows
 
 _HEAD_DIMS = (64, 128)
 _DTYPES = (torch.bfloat16, torch.float16)
@@ -396,7 +397,7 @@ def prefill_hopper_attention(
         slots: [batch] int32 or int64.
         lengths: [batch] int32 or int64, each request's tokens, prefix and new.
         plan: made from this batch.
-        scaling: factor of q . k.
+        scaling: factor of q . k, a positive number.
         sinks: [heads]: a score a head that takes part in the softmax without a value.
 
     Raises:
@@ -404,6 +405,7 @@ def prefill_hopper_attention(
             GPU.
         TypeError: one is no tensor.
     """
+    check_scaling(scaling)
     q_token_stride, q_head_stride, slot_tokens = _check(q, k, v, out, slots, lengths, plan, sinks)
     if plan.items == 0:
         return
@@ -468,6 +470,8 @@ def _check(
             f"k and v are {list(k.shape)} with strides {list(k_stride)} and {list(v_stride)}, and should be slots one "
             "after the other and heads side by side"
         )
+    if k.shape[0] * slot_tokens >= MOST_ROWS:
+        raise ValueError(f"k and v are {list(k.shape)}, and should have fewer than {MOST_ROWS} tokens in all")
     steps = q_stride[0] | q_stride[1] | k_stride[1] | v_stride[1]
     if (steps * itemsize | q.data_ptr() | k.data_ptr() | v.data_ptr()) % TMA_BYTES:
         raise unaligned(q=q, k=k, v=v)

@@ -7,6 +7,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as GluonDescriptor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+MOST_ROWS = 2**31
+"""There are to be fewer: a descriptor's coordinates are of 32 bits."""
+
 
 def in_rows(cache: torch.Tensor) -> bool:
     """Whether TMA can read it so: heads and slots side by side, steps of whole 16 bytes, and rows that 32 bits count.
@@ -16,7 +19,7 @@ def in_rows(cache: torch.Tensor) -> bool:
     """
     slots, tokens, _, dim = cache.shape
     of_slot, of_token, of_head, of_element = cache.stride()
-    whole = of_element == 1 and of_head == dim and of_slot == tokens * of_token and slots * tokens < 2**31
+    whole = of_element == 1 and of_head == dim and of_slot == tokens * of_token and slots * tokens < MOST_ROWS
     return whole and (of_token * cache.itemsize | cache.data_ptr()) % 16 == 0
 
 

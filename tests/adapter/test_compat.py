@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import vt_sglang
 from vt_sglang.adapter import compat, plugin
 
 
@@ -130,6 +131,17 @@ def test_failed_plugin_leaves_a_backend_that_says_why(monkeypatch: pytest.Monkey
     assert factory is not None
     with pytest.raises(RuntimeError, match="its compiled core cannot be loaded"):
         factory(None)
+
+
+def test_sources_that_hide_what_is_installed_are_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["server", "--radix-cache-backend", "vtensor"])
+    monkeypatch.setattr(vt_sglang, "__file__", str(tmp_path / "vt_sglang/__init__.py"))
+    missing = ImportError("cannot import name '_core'")
+    with pytest.raises(SystemExit, match="install the package again"):
+        plugin._failed(missing)
+    (tmp_path / "csrc").mkdir()
+    with pytest.raises(SystemExit, match=f"its source folder, {tmp_path}, which hides .* run in another folder"):
+        plugin._failed(missing)
 
 
 def test_failed_plugin_ends_a_process_that_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ needs_float8 = pytest.mark.skipif(
 
 @pytest.fixture(params=["triton", "fa3", "auto"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """For prefill and for decode. `auto`: in prefill one of the other two, batch by batch, and Triton in decode."""
+    """For prefill and for decode. `auto`: in prefill one of the other two, batch by batch, and the project's kernel in
+    decode: on Hopper the one for heads of 128 in bfloat16, and Triton's for float8."""
     if request.param != "triton" and torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("FlashAttention-3 needs a Hopper GPU")
     monkeypatch.setenv("VTENSOR_PREFILL_KERNEL", request.param)

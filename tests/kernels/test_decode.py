@@ -25,6 +25,8 @@ class Case:
     dtype: torch.dtype = torch.float16
     kv_dtype: torch.dtype | None = None
     options: dict[str, object] = field(default_factory=dict)
+    fused: bool = False
+    """Whether K and V of the new tokens lie between the queries of one and the next."""
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(sum(self.lengths) + self.head_dim)
@@ -73,6 +75,10 @@ class Case:
         plan.update(slots, lengths)
         options = {name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in self.options.items()}
         query, keys, values = self.q.to(DEVICE), self.arena.k, self.arena.v
+        if self.fused:
+            query = torch.nn.functional.pad(query, (0, 0, 0, 2 * self.kv_heads), value=float("nan"))[
+                :, : query.shape[1]
+            ]
         for _ in range(layers):
             self.out.fill_(float("nan"))
             decode_attention(query, keys, values, self.out, slots, lengths, plan, scaling=scaling, **options)
@@ -126,6 +132,10 @@ def test_what_servers_run(head_dim: int, dtype: torch.dtype, workers: int) -> No
     """The configuration that is chosen, with requests that end before, at and past the borders of its tiles of 128
     tokens; by few workers, and by about one for each tile."""
     Case([1, 127, 128, 129, 257], head_dim=head_dim, dtype=dtype).run(workers=workers, tile=None)
+
+
+def test_queries_of_a_fused_projection() -> None:
+    Case([5, 90, 33], fused=True).run()
 
 
 def test_values_of_another_width() -> None:
@@ -219,6 +229,12 @@ def test_hopper_heads(kv_heads: int, group: int, dtype: torch.dtype) -> None:
     case.run(hopper=True)
     case.q *= 60  # scores beyond the reach of float16's and float32's exponential
     case.run(hopper=True)
+
+
+@needs_hopper
+@pytest.mark.parametrize(("kv_heads", "group"), [(4, 1), (2, 4), (3, 5), (1, 20)])
+def test_hopper_queries_of_a_fused_projection(kv_heads: int, group: int) -> None:
+    Case([5, 90, 133, 700, 64], kv_heads=kv_heads, group=group, head_dim=128, fused=True).run(hopper=True)
 
 
 @needs_hopper

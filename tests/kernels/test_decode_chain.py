@@ -19,7 +19,9 @@ DTYPE = torch.bfloat16 if CUDA else torch.float16
 LENGTHS = [SHARED + 1 + 13 * (row % 5) for row in range(7)]
 
 
-def make_plan(arena: Arena, batch: int, sharing: bool) -> tuple[DecodePlan, torch.Tensor, torch.Tensor]:
+def make_plan(
+    arena: Arena, batch: int, sharing: bool, multiprocessors: int
+) -> tuple[DecodePlan, torch.Tensor, torch.Tensor]:
     """For the arena's first requests: the plan, their slots and lengths."""
     tile = shared_hopper.TILE if HOPPER else 16
     shared = SharedTasks(
@@ -40,7 +42,7 @@ def make_plan(arena: Arena, batch: int, sharing: bool) -> tuple[DecodePlan, torc
         head_dim=HEAD_DIM,
         v_head_dim=HEAD_DIM,
         itemsize=2,
-        multiprocessors=8,
+        multiprocessors=multiprocessors,
         device=DEVICE,
         config=decode_hopper.CONFIG if HOPPER else DecodeConfig(tile, 4, 2, 1),
         shared=shared,
@@ -53,13 +55,17 @@ def make_plan(arena: Arena, batch: int, sharing: bool) -> tuple[DecodePlan, torc
 
 
 @pytest.mark.parametrize("batches", [(7, True), (7, False), (1, False)], ids=["shared", "alone", "one request"])
-def test_layers_back_to_back(batches: tuple[int, bool]) -> None:
-    """Each layer has queries and outputs of its own. Between them another plan's layers run, of another batch."""
+@pytest.mark.parametrize("multiprocessors", [3, 8])
+def test_layers_back_to_back(multiprocessors: int, batches: tuple[int, bool]) -> None:
+    """Each layer has queries and outputs of its own. Between them another plan's layers run, of another batch. Few
+    multiprocessors leave runs over on Hopper, one of which has no other."""
     generator = torch.Generator().manual_seed(3)
     arena = Arena(LENGTHS, kv_heads=KV_HEADS, head_dim=HEAD_DIM, v_head_dim=HEAD_DIM, dtype=DTYPE, generator=generator)
     for cache in (arena.k, arena.v):
         cache[arena.slots[1:], :SHARED] = cache[arena.slots[0], :SHARED]
-    plans = [make_plan(arena, *batches), make_plan(arena, 4, True)]
+    plans = [make_plan(arena, *batches, multiprocessors), make_plan(arena, 4, True, multiprocessors)]
+    if HOPPER and batches == (7, False) and multiprocessors == 3:
+        assert int(plans[0][0].runs_left) > 0
     shape = (LAYERS, len(LENGTHS), KV_HEADS * GROUP, HEAD_DIM)
     queries = [torch.randn(shape, generator=generator).to(DTYPE).to(DEVICE) for _ in plans]
     outputs = [torch.full_like(it, float("nan")) for it in queries]

@@ -35,10 +35,16 @@ def _late_copy(source, to, nanoseconds, size, BLOCK: tl.constexpr):  # noqa: N80
 
 @pytest.mark.parametrize("stored", [False, True], ids=["queries are late", "so are keys and values"])
 @pytest.mark.parametrize("sharing", [False, True], ids=["alone", "shared"])
-def test_layers_of_a_graph_wait_for_each_other(sharing: bool, stored: bool) -> None:
-    """Each layer has the buffers of the one before, so that whoever reads too early finds another layer's."""
+@pytest.mark.parametrize("multiprocessors", [9, 60], ids=["runs are left over", "a run or less for each"])
+def test_layers_of_a_graph_wait_for_each_other(multiprocessors: int, sharing: bool, stored: bool) -> None:
+    """Each layer has the buffers of the one before, so that whoever reads too early finds another layer's. Where runs
+    are left over, each layer counts them anew."""
     generator = torch.Generator().manual_seed(1)
-    lengths = [SHARED + 1 + 13 * row for row in range(BATCH)]
+    # The newest token is anywhere in its tile, also its last, as tiles are counted from 0 and from what is shared.
+    lengths = [
+        (SHARED + 1 + 13 * row, 64 * (7 + row // 3 % 5), SHARED + 64 * (1 + row // 3 % 5))[row % 3]
+        for row in range(BATCH)
+    ]
     arena = Arena(
         lengths,
         kv_heads=KV_HEADS,
@@ -68,7 +74,7 @@ def test_layers_of_a_graph_wait_for_each_other(sharing: bool, stored: bool) -> N
         head_dim=HEAD_DIM,
         v_head_dim=HEAD_DIM,
         itemsize=2,
-        multiprocessors=60,
+        multiprocessors=multiprocessors,
         device="cuda",
         config=decode_hopper.CONFIG,
         shared=shared,
@@ -77,6 +83,7 @@ def test_layers_of_a_graph_wait_for_each_other(sharing: bool, stored: bool) -> N
     shared.words.copy_(words(shared, segments, arena.slots.tolist(), list(range(BATCH))))
     slots, ends = arena.slots.cuda(), torch.tensor(lengths, device="cuda")
     plan.update(slots, ends)
+    assert (int(plan.runs_left) > 0) == (multiprocessors == 9)
 
     queries = torch.randn(LAYERS, BATCH, KV_HEADS * GROUP, HEAD_DIM, generator=generator).bfloat16().cuda()
     new = torch.randn(LAYERS, 2, BATCH, KV_HEADS, HEAD_DIM, generator=generator).bfloat16().cuda()

@@ -325,6 +325,43 @@ def test_a_decode_plan_of_nothing(name: str) -> None:
         DecodePlan(**DECODE_SIZES | {name: 0})
 
 
+def test_decode_plans_that_no_kernel_can_follow() -> None:
+    for tile in (0, 8, 48):
+        with pytest.raises(ValueError, match=f"config has tiles of {tile} tokens, and should have a power of two"):
+            DecodePlan(**DECODE_SIZES, config=DecodeConfig(tile, 4, 2, 1))
+    with pytest.raises(ValueError, match="group is 65, and should be at most 64 on this GPU"):
+        DecodePlan(**DECODE_SIZES | {"group": 65}, config=decode_hopper.CONFIG)
+    with pytest.raises(TypeError, match="'NoneType' object cannot be interpreted as an integer"):
+        DecodePlan(**DECODE_SIZES, window=None)
+    for name in ("max_batch", "max_tasks", "max_levels", "max_places", "members", "workers", "tile"):
+        with pytest.raises(ValueError, match=f"{name} is 0, and should be at least 1"):
+            SharedTasks(**TASKS | {"max_batch": 2, "tile": 16} | {name: 0})
+
+
+@pytest.mark.parametrize("scaling", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("maker", ["decode", "prefill", "hopper"])
+def test_scaling_that_does_not_order_scores(maker: str, scaling: float, kernels: NoLaunch) -> None:
+    function, arguments = {"decode": _decode, "prefill": _prefill, "hopper": _hopper}[maker]()
+    with pytest.raises(ValueError, match=f"scaling is {scaling}, and should be a positive number"):
+        function(**arguments | {"scaling": scaling})
+    assert kernels.launches == 0
+
+
+def test_a_merge_before_anything_was_planned(kernels: NoLaunch) -> None:
+    plan = DecodePlan(**DECODE_SIZES)
+    with pytest.raises(ValueError, match="the plan is of no batch yet: call its update first"):
+        merge.merge_parts(plan, half(0, HEADS, DIM), None)
+    assert kernels.launches == 0
+
+
+def test_more_tokens_than_a_descriptor_counts(kernels: NoLaunch, monkeypatch: pytest.MonkeyPatch) -> None:
+    function, arguments = _hopper()
+    monkeypatch.setattr(prefill_hopper, "MOST_ROWS", SLOTS * SLOT_TOKENS)
+    with pytest.raises(ValueError, match=f"should have fewer than {SLOTS * SLOT_TOKENS} tokens in all"):
+        function(**arguments)
+    assert kernels.launches == 0
+
+
 def test_tasks_that_do_not_go_with_the_plan() -> None:
     tile = DecodePlan(**DECODE_SIZES).config.tile
     tasks = TASKS | {"max_batch": BATCH + 1, "tile": tile}
@@ -341,7 +378,7 @@ def test_tasks_that_do_not_go_with_the_plan() -> None:
     ("changed", "error"),
     [
         ({"logit_cap": 1.0}, "logit_cap should be 0"),
-        ({"scaling": -1.0}, "scaling positive"),
+        ({"scaling": -1.0}, "scaling is -1.0, and should be a positive number"),
         ({"k_scale": 1}, "k_scale and v_scale None"),
         ({"v_scale": 1}, "k_scale and v_scale None"),
         ({"config": DecodeConfig(64, 4, 3, 1, left_over=True)}, "should then be DecodeConfig"),

@@ -9,8 +9,10 @@ that fails with the reason when it is chosen.
 import logging
 import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
+import vt_sglang
 from vt_sglang.adapter import compat
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def _failed(error: Exception) -> None:
     if isinstance(error, compat.IncompatibleSGLangError):
         reason = str(error)
     elif isinstance(error, ImportError) and "_core" in str(error):
-        reason = f"its compiled core cannot be loaded ({error}); install the package again"
+        reason = f"its compiled core cannot be loaded ({error}); {_advice()}"
     else:
         reason = f"{type(error).__name__}: {error}"
     message = f"vt-sglang cannot be used: {reason}"
@@ -44,6 +46,17 @@ def _failed(error: Exception) -> None:
         sys.exit(message)  # SystemExit passes through SGLang's `except Exception`
     logger.warning("%s. Servers that do not ask for it run as ever.", message)
     _register_failing_backend(message, error)
+
+
+def _advice() -> str:
+    """An installed package has its core; the source folder has none, and comes first where Python is run in it."""
+    source = Path(vt_sglang.__file__).parents[1]
+    if (source / "csrc").is_dir():
+        return (
+            f"this is its source folder, {source}, which hides what is installed: run in another folder, or install it "
+            "in place (pip install -e .)"
+        )
+    return "install the package again"
 
 
 def _requested(arguments: list[str]) -> bool:

@@ -158,5 +158,6 @@ def _check_addresses(geometry: Geometry, driver: str, slots: int, context: int) 
     if slot_tokens * slots >= 2**31:
         raise ValueError(
             f"{slots - 1} virtual tensors of {slot_tokens} tokens have more token indices than the int32 of SGLang's "
-            f"request rows counts: {advice} (at this context length at most {(2**31 - 1) // slot_tokens - 1} requests fit)"
+            f"request rows counts: {advice} (at this context length at most {(2**31 - 1) // slot_tokens - 1} requests "
+            "fit)"
         )
