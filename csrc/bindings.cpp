@@ -420,8 +420,11 @@ NB_MODULE(_core, m) {
       .def(
           "set_limit", [](PyCache& it, std::size_t pages) { unlocked([&] { it->set_limit(pages); }); }, "pages"_a)
       .def(
-          "shrink", [](PyCache& it, std::size_t calls) { return unlocked([&] { return it->shrink(calls); }); },
-          "most_calls"_a)
+          "shrink",
+          [](PyCache& it, std::size_t calls, bool settled) {
+            return unlocked([&] { return it->shrink(calls, settled); });
+          },
+          "most_calls"_a, "settled"_a = false)
       .def("mappable_pages", [](PyCache& it) { return unlocked([&] { return it->mappable_pages(); }); })
       .def(
           "make_room", [](PyCache& it, std::size_t pages) { return unlocked([&] { return it->make_room(pages); }); },

@@ -177,7 +177,7 @@ class KVCache {
   void set_limit(std::size_t pages);
   // Evicts what is held above the limit, and gives free pages above it back to the driver by about so many calls, while
   // forwards may be in flight. Returns pages given back. To be called again while more exist than the limit allows.
-  std::size_t shrink(std::size_t most_calls);
+  std::size_t shrink(std::size_t most_calls, bool settled);
   // Waits until all that is mapped and created ahead is so.
   void finish_ahead();
   // Forgets every recorded sequence. No slot may be live and no node locked.

@@ -248,12 +248,12 @@ void KVCache::set_limit(std::size_t pages) {
   evict_excess();
 }
 
-std::size_t KVCache::shrink(std::size_t most_calls) {
+std::size_t KVCache::shrink(std::size_t most_calls, bool settled) {
   const std::lock_guard guard(mutex_);
   evict_excess();
   if (pool_.created() <= pool_.limit()) return 0;
   const PageId surplus = pool_.created() - pool_.limit();
-  return trim_pages(pool_.free() - std::min(pool_.free(), surplus), most_calls, false);
+  return trim_pages(pool_.free() - std::min(pool_.free(), surplus), most_calls, settled);
 }
 
 // By page, whether a slot in flight maps it behind what it holds: such a slot is left as it is, and with it what it

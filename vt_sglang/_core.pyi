@@ -365,9 +365,12 @@ class KVCache:
         `shrink` gives the memory back. ValueError unless it is 1 up to the budget.
         """
 
-    def shrink(self, most_calls: int) -> int:
+    def shrink(self, most_calls: int, settled: bool = False) -> int:
         """Evict what is held above the limit, and give free pages above it back to the driver by about `most_calls`
         calls; forwards may be in flight.
+
+        Args:
+            settled: as of `trim`.
 
         Returns pages given back: call again while more exist than the limit allows.
         """

@@ -133,6 +133,41 @@ def test_idle_memory_goes_back_when_the_device_has_done_all() -> None:
     assert world.created() == 0
 
 
+class Unsettled:
+    """A core of which no page can be given back before all is done that the device was told."""
+
+    def __init__(self, core: KVCache) -> None:
+        self._core, self._done = core, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def finish_ahead(self) -> None:
+        self._core.finish_ahead()
+
+    def wait(self) -> None:
+        self._done = True
+
+    def shrink(self, most_calls: int, settled: bool = False) -> int:
+        assert self._done or not settled
+        return self._core.shrink(most_calls) if settled else 0
+
+
+def test_above_a_limit_nothing_is_left_where_nothing_runs() -> None:
+    """Not even what was cleared or moved for a forward that does not come."""
+    world = World()
+    world.cached("a", 9)
+    core = Unsettled(world.core)
+    elastic = Elastic(core, 0.0, lambda: world.now_s)  # type: ignore[arg-type]
+    assert not elastic.idle(core.wait)
+    assert not core._done, "there is no limit, and nothing to wait for"
+    elastic.set_limit(3 * PAGE)
+    assert not elastic.step()
+    assert elastic.idle(core.wait)
+    assert world.created() == 3
+    assert not elastic.idle(core.wait)
+
+
 def test_above_a_limit_more_goes_at_once_where_nothing_runs() -> None:
     """So that a server which looks for requests only now and then is soon below it."""
     world = World()

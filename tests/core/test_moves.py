@@ -172,6 +172,19 @@ def test_a_page_that_was_set_to_move_is_not_given_back_before_it_has(fake_cuda: 
     assert cache.usage()["free_pages"] == 0
 
 
+def test_nor_above_a_limit_unless_all_is_done(fake_cuda: FakeCuda) -> None:
+    """Where nothing runs, no forward comes that it would have to be ahead of."""
+    cache = fake_cuda.cache(TOKEN, slots=2, slot_tokens=64, budget_pages=5, move_pages=True)
+    run(cache, ids("aaaabbbb"))
+    run(cache, ids("xxxxyyyy"))
+    Request(cache, ids("aaaabbbb")).abort()
+    cache.set_limit(1)
+    cache.shrink(1000)
+    assert cache.usage()["created_pages"] > 2
+    cache.shrink(1000, settled=True)
+    assert cache.usage()["created_pages"] == 2
+
+
 @pytest.mark.parametrize("slots", [5, 12])
 def test_the_steady_state_maps_nothing(slots: int) -> None:
     """Conversations of several turns under one system prompt, four at a time, with memory for a third of them: once

@@ -74,6 +74,10 @@ class Elastic:
             Whether anything was evicted, or memory went back.
         """
         given_back = self._core.shrink(_IDLE_CALLS)
+        usage = self._core.usage()
+        if usage["created_pages"] > usage["limit_pages"] + 1:
+            self._settle(wait)  # no forward comes before which what is left would have to be done
+            given_back += self._core.shrink(_IDLE_CALLS, settled=True)
         if not self._idle_trim_s or self._now_s() - self._last_work_s < self._idle_trim_s:
             return given_back > 0
         usage = self._core.usage()
@@ -81,10 +85,13 @@ class Elastic:
             return given_back > 0
         if usage["evictable_pages"]:
             self._core.evict(usage["evictable_pages"])
-        self._core.finish_ahead()  # what was mapped ahead may be cleared by this
-        wait()
+        self._settle(wait)
         given_back += self._core.trim(0, most_calls=_IDLE_CALLS)
         if given_back and not self._told:
             self._told = True
             logger.info("Idle for %g s: the KV cache's memory goes back to the driver.", self._idle_trim_s)
         return given_back > 0 or usage["evictable_pages"] > 0
+
+    def _settle(self, wait: Callable[[], None]) -> None:
+        self._core.finish_ahead()  # what was mapped ahead may be cleared by this
+        wait()
