@@ -161,6 +161,11 @@ def test_kernels_without_what_older_results_lack(tmp_path: Path) -> None:
     ):
         ratio = by_name(found_now["decode-ratio"].plot)["vtensor: over FA3, page 1"].values[0]
         assert ratio == decode["results"][0]["fa3_page1_us"] / own
+    (tmp_path / "old.json").write_text(json.dumps(decode))
+    together = by_name(figures(tmp_path / "old.json", RESULTS / "decode.json")["decode-ratio"].plot)
+    for name, its in (("old", before), ("decode", found)):
+        alone = by_name(its["decode-ratio"].plot)["vtensor: over FA3, page 1"].values
+        assert together[f"{name}: vtensor: over FA3, page 1"].values == alone, "each by its own kernel"
 
 
 def test_kernels_and_tree() -> None:
