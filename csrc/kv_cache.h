@@ -176,7 +176,8 @@ class KVCache {
   // far as it is not pinned; see `shrink`.
   void set_limit(std::size_t pages);
   // Evicts what is held above the limit, and gives free pages above it back to the driver by about so many calls, while
-  // forwards may be in flight. Returns pages given back. To be called again while more exist than the limit allows.
+  // forwards may be in flight. `settled`: see `trim`. Returns pages given back. To be called again while more exist
+  // than the limit allows.
   std::size_t shrink(std::size_t most_calls, bool settled);
   // Waits until all that is mapped and created ahead is so.
   void finish_ahead();

@@ -372,7 +372,8 @@ class KVCache:
         Args:
             settled: as of `trim`.
 
-        Returns pages given back: call again while more exist than the limit allows.
+        Returns:
+            How many pages were given back: call again while more exist than the limit allows.
         """
 
     def make_room(self, pages: int) -> bool:

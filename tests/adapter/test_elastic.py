@@ -142,9 +142,6 @@ class Unsettled:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
 
-    def finish_ahead(self) -> None:
-        self._core.finish_ahead()
-
     def wait(self) -> None:
         self._done = True
 
