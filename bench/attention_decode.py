@@ -94,7 +94,6 @@ def _nothing_shared(batch: int, group: int, workers: int) -> SharedTasks:
         members=members,
         workers=workers,
         tile=shared_hopper.TILE,
-        hopper=True,
         device="cuda",
     )
 

@@ -199,7 +199,6 @@ def _own(
             members=members,
             workers=workers,
             tile=tile,
-            hopper=hopper,
             device="cuda",
         )
         words = np.zeros(plan.size, dtype=np.int32)

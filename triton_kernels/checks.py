@@ -61,6 +61,12 @@ class Heads(NamedTuple):
         return Heads(kv_heads, group, head_dim, v_head_dim, itemsize, torch.empty(0, device=device).get_device())
 
 
+def on_hopper(device: torch.device | str) -> bool:
+    """Whether a device has what the kernels in Gluon are made of."""
+    device = torch.device(device)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def at_least(name: str, number: int, least: int) -> None:
     """ValueError if it is less."""
     if number < least:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode on Hopper: decode.py's mathematics by warps with roles.
+"""Decode on Hopper: decode.py's mathematics by warps with roles, each in a file of its own.
 
     producer, 1 warp:     copies K and V tiles to shared memory (TMA), as far ahead as there is room, and takes the next
                           run that is left over (tiles.py) before the consumer has done with this one
@@ -15,21 +15,13 @@ import torch
 import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
-from triton.language import core
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .checks import Strides
+from .checks import Strides, on_hopper
+from .decode_hopper_consumer import consumer
+from .decode_hopper_producer import producer
 from .decode_plan import MOST_ON_HOPPER, RUN_FIELDS, SHARED_ROWS, DecodeConfig, DecodePlan
-from .launches import lower_flag, raise_flag
 from .rows import gluon_heads, gluon_rows, heads_in_rows, in_rows
-from .tiles import first_visible
 
 TILE = 64
 """Tokens a step."""
@@ -41,297 +33,6 @@ CONFIG = DecodeConfig(TILE, 4, STAGES, 1, left_over=True)
 PARTS = 3  # of which the producer has told the consumer; and numbers that describe one
 FIELDS = 4
 _HEAD_DIM = 128
-
-_TAKE = """{
-.reg .pred first;
-.reg .b32 lane;
-mov.u32 lane, %laneid;
-setp.eq.u32 first, lane, 0;
-mov.b32 lane, 0;
-@first atom.relaxed.gpu.global.add.u32 lane, [$1], 1;
-shfl.sync.idx.b32 $0, lane, 0, 31, 0xffffffff;
-}"""
-
-
-@core.extern
-def count_up(pointer, _semantic=None):
-    """By a single warp: the count before."""
-    address = pointer.to(core.int64, bitcast=True, _semantic=_semantic)
-    return core.inline_asm_elementwise(
-        _TAKE, "=r,l,~{memory}", [address], dtype=core.int32, is_pure=False, pack=1, _semantic=_semantic
-    )
-
-
-@gluon.jit
-def _load(
-    k_rows, v_rows, row, column, k_full, k_empty, v_full, v_empty, k_smem, v_smem, step,
-    BYTES: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Start the copies of a tile's K and V, when their stages are free."""
-    stage = step % STAGES
-    phase = ((step // STAGES) & 1) ^ 1
-    mbarrier.wait(k_empty.index(stage), phase)
-    mbarrier.expect(k_full.index(stage), BYTES)
-    tma.async_copy_global_to_shared(k_rows, [row, column], k_full.index(stage), k_smem.index(stage))
-    mbarrier.wait(v_empty.index(stage), phase)
-    mbarrier.expect(v_full.index(stage), BYTES)
-    tma.async_copy_global_to_shared(v_rows, [row, column], v_full.index(stage), v_smem.index(stage))
-
-
-@gluon.jit
-def _take(runs_taken, own_workers, all_runs, kv_heads):
-    """(run, KV head) of the next that is left over, the heads' side by side; -1: there is none."""
-    run = all_runs * 0 - 1
-    head = all_runs * 0
-    if all_runs > own_workers:
-        taken = count_up(runs_taken)
-        run = own_workers + taken // kv_heads
-        head = taken % kv_heads
-        run = gl.where(run < all_runs, run, -1)
-    return run, head
-
-
-@gluon.jit
-def _tell(words, tiles, hidden, head, to, FIELDS: gl.constexpr):
-    LAYOUT: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [1], [0])
-    at = gl.arange(0, FIELDS, LAYOUT)
-    told = gl.where(at < 2, gl.where(at == 0, tiles, hidden), gl.where(at == 2, head, to))
-    words.store(told)
-
-
-@gluon.jit
-def _hear(words, FIELDS: gl.constexpr):
-    """(tiles, hidden tokens of the last, KV head, request or -1 - place) of the next part; no tiles: there is none."""
-    LAYOUT: gl.constexpr = gl.BlockedLayout([FIELDS], [32], [4], [0])
-    at = gl.arange(0, FIELDS, LAYOUT)
-    told = words.load(LAYOUT)
-    tiles = gl.sum(gl.where(at == 0, told, 0), 0)
-    hidden = gl.sum(gl.where(at == 1, told, 0), 0)
-    head = gl.sum(gl.where(at == 2, told, 0), 0)
-    return tiles, hidden, head, gl.sum(gl.where(at == 3, told, 0), 0)
-
-
-@gluon.jit
-def _request(requests, rank_ends, rank, slot_tokens, RUN_FIELDS: gl.constexpr):
-    fields = requests + rank * RUN_FIELDS
-    row = gl.load(fields + 3) * slot_tokens
-    return (
-        gl.load(fields), gl.load(fields + 1), gl.load(fields + 2), row, gl.load(fields + 4), gl.load(rank_ends + rank),
-        gl.load(rank_ends + rank + 1),
-    )  # fmt: skip
-
-
-@gluon.jit
-def _producer(
-    q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, told, told_full, told_empty,
-    requests, rank_ends, runs, runs_left, runs_taken, begun, own_workers, kv_heads, slot_tokens, q_batch_rows,
-    RUN_FIELDS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, TILE: gl.constexpr, COLUMNS: gl.constexpr,
-    STAGES: gl.constexpr, PARTS: gl.constexpr, FIELDS: gl.constexpr,
-):  # fmt: skip
-    BYTES: gl.constexpr = TILE * HEAD_DIM * 2
-    me = gl.program_id(0)
-    # Known to the compiler, which does not take both in one.
-    if begun is not None:  # noqa: SIM102
-        if me == 0:
-            lower_flag(begun)
-    gdc_launch_dependents()
-
-    # What a step's plan says may be read while the kernel before still runs; and so may tokens, all but the newest.
-    run = gl.where(me < own_workers * kv_heads, me // kv_heads, -1)
-    head = me % kv_heads
-    all_runs = own_workers + gl.load(runs_left)
-    ahead = run * 0
-    if run >= 0:
-        rank = gl.load(runs + run * 4)
-        if rank <= gl.load(runs + run * 4 + 1):
-            request, own_start, length, row, alone, begin, stop = _request(
-                requests, rank_ends, rank, slot_tokens, RUN_FIELDS
-            )
-            first = gl.load(runs + run * 4 + 2)
-            start = own_start + (first - begin) * TILE
-            tiles = gl.minimum(gl.load(runs + run * 4 + 3), stop) - first
-            ahead = gl.minimum(gl.minimum(tiles, (length - 1 - start) // TILE), STAGES)
-            for index in range(ahead):
-                _load(
-                    k_rows, v_rows, row + start + index * TILE, head * HEAD_DIM, k_full, k_empty, v_full, v_empty,
-                    k_smem, v_smem, index, BYTES, STAGES,
-                )  # fmt: skip
-    gdc_wait()
-    if begun is not None:  # noqa: SIM102
-        if me == 0:
-            raise_flag(begun)
-
-    step = 0
-    part = 0
-    if run < 0:
-        run, head = _take(runs_taken, own_workers, all_runs, kv_heads)
-    while run >= 0:
-        at = runs + run * 4
-        first_rank = gl.load(at)
-        last_rank = gl.load(at + 1)
-        tile = gl.load(at + 2)
-        end = gl.load(at + 3)
-        for rank in range(first_rank, last_rank + 1):
-            request, own_start, length, row, alone, begin, stop = _request(
-                requests, rank_ends, rank, slot_tokens, RUN_FIELDS
-            )
-            first = gl.maximum(tile, begin)
-            last = gl.minimum(end, stop)
-            # The last tile is moved back to end where the request ends.
-            hidden = gl.maximum(own_start + (last - begin) * TILE - length, 0)
-            whole = (alone != 0) & (tile <= begin) & (end >= stop)
-            slot = part % PARTS
-            mbarrier.wait(told_empty.index(slot), ((part // PARTS) & 1) ^ 1)
-            _tell(told.index(slot), last - first, hidden, head, gl.where(whole, request, -1 - rank - run), FIELDS)
-            gl.thread_barrier()
-            mbarrier.expect(told_full.index(slot), COLUMNS * HEAD_DIM * 2)
-            query = request * q_batch_rows + head * GROUP
-            tma.async_copy_global_to_shared(q_rows, [query, 0], told_full.index(slot), q_smem.index(slot))
-            part += 1
-            for index in range(first, last):
-                if step >= ahead:
-                    start = own_start + (index - begin) * TILE
-                    _load(
-                        k_rows, v_rows, row + gl.minimum(start, length - TILE), head * HEAD_DIM, k_full, k_empty,
-                        v_full, v_empty, k_smem, v_smem, step, BYTES, STAGES,
-                    )  # fmt: skip
-                step += 1
-        # The consumer is some tiles behind: it need not wait for what this takes.
-        run, head = _take(runs_taken, own_workers, all_runs, kv_heads)
-    slot = part % PARTS
-    mbarrier.wait(told_empty.index(slot), ((part // PARTS) & 1) ^ 1)
-    _tell(told.index(slot), 0, 0, 0, 0, FIELDS)
-    gl.thread_barrier()
-    mbarrier.arrive(told_full.index(slot))
-
-
-@gluon.jit
-def _softmax(s, top, scale):
-    """(weights, fade, the running maximum after it) of a tile's scores [tokens, columns]."""
-    new_top = gl.maximum(top, gl.max(s, 0))
-    base = new_top * scale
-    return gl.exp2(s * scale - base.expand_dims(0)), gl.exp2(top * scale - base), new_top
-
-
-@gluon.jit
-def _consumer(
-    q, k, v, out, partial, partial_lse, sinks, q_smem, p_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, told,
-    told_full, told_empty, slots, lengths, short_requests, shorts, own_workers, kv_heads,
-    q_batch_stride, q_head_stride, k_slot_stride, k_token_stride, k_head_stride, v_slot_stride, v_token_stride,
-    v_head_stride, out_batch_stride, out_head_stride, scaling,
-    GROUP: gl.constexpr, HEAD_DIM: gl.constexpr, WINDOW: gl.constexpr, TILE: gl.constexpr, COLUMNS: gl.constexpr,
-    STAGES: gl.constexpr, PARTS: gl.constexpr, FIELDS: gl.constexpr,
-):  # fmt: skip
-    LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
-    BY_TOKEN: gl.constexpr = gl.SliceLayout(1, LAYOUT)
-    BY_HEAD: gl.constexpr = gl.SliceLayout(0, LAYOUT)
-    LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0])
-    L_ROWS: gl.constexpr = gl.SliceLayout(1, LOAD)
-    dtype: gl.constexpr = k_smem.dtype
-    scale = scaling * 1.4426950408889634
-    step = 0
-    part = 0
-    columns = gl.arange(0, COLUMNS, BY_HEAD)
-    tokens = gl.arange(0, TILE, BY_TOKEN)
-    out_dims = gl.arange(0, HEAD_DIM, BY_TOKEN)
-    there = columns < GROUP
-    mbarrier.wait(told_full.index(0), 0)
-    tiles, hidden, head, to = _hear(told.index(0), FIELDS)
-    while tiles > 0:
-        slot = part % PARTS
-        query = q_smem.index(slot).permute((1, 0))
-        top = gl.full([COLUMNS], float("-inf"), gl.float32, BY_HEAD)
-        weighed = gl.zeros([TILE, COLUMNS], gl.float32, LAYOUT)
-        sums = gl.zeros([HEAD_DIM, COLUMNS], gl.float32, LAYOUT)
-        for index in range(tiles):
-            stage = step % STAGES
-            phase = (step // STAGES) & 1
-            mbarrier.wait(k_full.index(stage), phase)
-            zero = gl.zeros([TILE, COLUMNS], gl.float32, LAYOUT)
-            s = warpgroup_mma(k_smem.index(stage), query, zero, use_acc=False, is_async=True)
-            s = warpgroup_mma_wait(0, [s])
-            # An arrival is a warp group's: all its warps meet before it, so that none still reads what is given back.
-            mbarrier.arrive(k_empty.index(stage))
-            visible = tokens >= gl.where(index == tiles - 1, hidden, 0)
-            s = gl.where(visible.expand_dims(1), s, float("-inf"))
-            weights, fade, top = _softmax(s, top, scale)
-            weighed = weighed * fade.expand_dims(0) + weights
-            p_smem.permute((1, 0)).store(weights.to(dtype))
-            fence_async_shared()
-            gl.thread_barrier()
-            sums = sums * fade.expand_dims(0)
-            mbarrier.wait(v_full.index(stage), phase)
-            o = warpgroup_mma(v_smem.index(stage).permute((1, 0)), p_smem.permute((1, 0)), sums, is_async=True)
-            sums = warpgroup_mma_wait(0, [o])
-            mbarrier.arrive(v_empty.index(stage))
-            step += 1
-        mbarrier.arrive(told_empty.index(slot))
-        denominator = gl.sum(weighed, 0)
-        heads = head * GROUP + columns
-        if to >= 0:
-            if sinks is not None:
-                sink = gl.load(sinks + heads, mask=there, other=0.0).to(gl.float32)
-                denominator += gl.exp2(sink * 1.4426950408889634 - top * scale)
-            output = (sums * (1 / denominator).expand_dims(0)).to(out.dtype.element_ty)
-            at_head = out + to.to(gl.int64) * out_batch_stride + heads.expand_dims(0) * out_head_stride
-            gl.store(at_head + out_dims.expand_dims(1), output, mask=there.expand_dims(0))
-        else:
-            place = (-1 - to) * (kv_heads * GROUP) + heads
-            gl.store(partial_lse + place, top * scale + gl.log2(denominator), mask=there)
-            at_place = partial + place.expand_dims(0) * HEAD_DIM + out_dims.expand_dims(1)
-            gl.store(at_place, sums * (1 / denominator).expand_dims(0), mask=there.expand_dims(0))
-        part += 1
-        mbarrier.wait(told_full.index(part % PARTS), (part // PARTS) & 1)
-        tiles, hidden, head, to = _hear(told.index(part % PARTS), FIELDS)
-
-    # The producer has ended: its shared memory is free.
-    gdc_wait()
-    me = gl.program_id(0)
-    head = me % kv_heads
-    short = me // kv_heads
-    if short >= own_workers:
-        short = gl.load(shorts)
-    k_stage = k_smem.index(0)
-    v_stage = v_smem.index(0)
-    q_stage = q_smem.index(0)
-    rows = gl.arange(0, COLUMNS, L_ROWS)
-    dims = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, LOAD))
-    token = gl.arange(0, TILE, L_ROWS)
-    heads = head * GROUP + columns
-    for at in range(short, gl.load(shorts), own_workers):
-        request = gl.load(short_requests + at)
-        length = gl.load(lengths + request).to(gl.int32)
-        slot = gl.load(slots + request).to(gl.int64)
-        from_ = request.to(gl.int64) * q_batch_stride + (head * GROUP + rows) * q_head_stride
-        query = gl.load(q + from_.expand_dims(1) + dims.expand_dims(0), mask=(rows < GROUP).expand_dims(1), other=0.0)
-        k_from = k + slot * k_slot_stride + head * k_head_stride + token.to(gl.int64).expand_dims(1) * k_token_stride
-        v_from = v + slot * v_slot_stride + head * v_head_stride + token.to(gl.int64).expand_dims(1) * v_token_stride
-        valid = (token < length).expand_dims(1)
-        q_stage.store(query)
-        k_stage.store(gl.load(k_from + dims.expand_dims(0), mask=valid, other=0.0))
-        v_stage.store(gl.load(v_from + dims.expand_dims(0), mask=valid, other=0.0))
-        fence_async_shared()
-        gl.thread_barrier()
-        zero = gl.zeros([TILE, COLUMNS], gl.float32, LAYOUT)
-        s = warpgroup_mma(k_stage, q_stage.permute((1, 0)), zero, use_acc=False, is_async=True)
-        s = warpgroup_mma_wait(0, [s])
-        visible = (tokens < length) & (tokens >= first_visible(length, WINDOW))
-        s = gl.where(visible.expand_dims(1), s, float("-inf"))
-        weights, _fade, top = _softmax(s, gl.full([COLUMNS], float("-inf"), gl.float32, BY_HEAD), scale)
-        denominator = gl.sum(weights, 0)
-        p_smem.permute((1, 0)).store(weights.to(dtype))
-        fence_async_shared()
-        gl.thread_barrier()
-        sums = gl.zeros([HEAD_DIM, COLUMNS], gl.float32, LAYOUT)
-        sums = warpgroup_mma(v_stage.permute((1, 0)), p_smem.permute((1, 0)), sums, use_acc=False, is_async=True)
-        sums = warpgroup_mma_wait(0, [sums])
-        if sinks is not None:
-            sink = gl.load(sinks + heads, mask=there, other=0.0).to(gl.float32)
-            denominator += gl.exp2(sink * 1.4426950408889634 - top * scale)
-        output = (sums * (1 / denominator).expand_dims(0)).to(out.dtype.element_ty)
-        at_head = out + request.to(gl.int64) * out_batch_stride + heads.expand_dims(0) * out_head_stride
-        gl.store(at_head + out_dims.expand_dims(1), output, mask=there.expand_dims(0))
-        gl.thread_barrier()
 
 
 @gluon.jit(do_not_specialize_on_alignment=["slots", "lengths"])
@@ -407,7 +108,7 @@ def decode_hopper_kernel(
     gl.warp_specialize(
         [
             (
-                _consumer,
+                consumer,
                 (
                     q, k, v, out, partial, partial_lse, sinks, q_smem, p_smem, k_smem, v_smem, k_full, k_empty, v_full,
                     v_empty, told, told_full, told_empty, slots, lengths, short_requests, shorts, own_workers, kv_heads,
@@ -417,7 +118,7 @@ def decode_hopper_kernel(
                 ),
             ),
             (
-                _producer,
+                producer,
                 (
                     q_rows, k_rows, v_rows, q_smem, k_smem, v_smem, k_full, k_empty, v_full, v_empty, told, told_full,
                     told_empty, requests, rank_ends, runs, runs_left, runs_taken, begun, own_workers, kv_heads,
@@ -444,11 +145,6 @@ def launch(group: int) -> dict[str, int]:
     }
 
 
-def on_hopper(tensor: torch.Tensor) -> bool:
-    """Whether it is on such a GPU."""
-    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device)[0] == 9
-
-
 def can_read(k: torch.Tensor, v: torch.Tensor, group: int) -> bool:
     """Whether the kernel, and the one for shared tasks, can read a layer's K and V.
 
@@ -459,7 +155,7 @@ def can_read(k: torch.Tensor, v: torch.Tensor, group: int) -> bool:
     """
     return (
         group <= MOST_ON_HOPPER
-        and on_hopper(k)
+        and on_hopper(k.device)
         and k.dtype in (torch.bfloat16, torch.float16)
         and all(it.shape[3] == _HEAD_DIM and in_rows(it) for it in (k, v))
     )

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .checks import INDICES, Heads, at_least, check_vector
+from .checks import INDICES, Heads, at_least, check_vector, on_hopper
 from .launches import dependent_launch
 from .tiles import (
     LEFT_ONE_IN,
@@ -225,8 +225,7 @@ def most_group(device: torch.device | str) -> int | None:
     """Query heads of a KV head that the decode kernel takes at most; None: any number. On Hopper 32, since Triton 3.6
     makes products of warp groups of more rows, which in its loop are not known to be right (`MOST_COLUMNS` in
     decode.py), and which need more shared memory than there is with heads of 128."""
-    device = torch.device(device)
-    return 32 if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9 else None
+    return 32 if on_hopper(device) else None
 
 
 class SharedTasks:
@@ -243,7 +242,6 @@ class SharedTasks:
         members: most requests of a task.
         workers: for each KV head.
         tile: tokens of a tile.
-        hopper: whether shared_hopper.py reads them, and not the decode kernel itself.
 
     Raises:
         ValueError: a size is less than 1.
@@ -260,13 +258,12 @@ class SharedTasks:
         workers: int,
         tile: int,
         device: torch.device | str,
-        hopper: bool = False,
     ) -> None:
         sizes = {"max_batch": max_batch, "max_tasks": max_tasks, "max_levels": max_levels, "max_places": max_places}
         for name, number in (sizes | {"members": members, "workers": workers, "tile": tile}).items():
             at_least(name, number, 1)
         self.max_batch, self.max_levels, self.max_places = max_batch, max_levels, max_places
-        self.members, self.workers, self.tile, self.hopper = members, workers, tile, hopper
+        self.members, self.workers, self.tile = members, workers, tile
         rows = max_batch * max_levels
         self.sizes = (HEADER, max_tasks * TASK_FIELDS, max_batch, max_batch, max_batch, rows, workers * 4)
         """int32 of a plan's parts: header, tasks, order, positions, own starts, tasks by row, runs by worker."""
@@ -297,8 +294,8 @@ class DecodePlan:
     Raises:
         TypeError: the window is no whole number.
         ValueError: no kernel can take such heads, or so many of a KV head; tiles are not a power of two; the tasks'
-            tiles are not the decode kernel's, which is to read them; or what is shared is for smaller batches, beside
-            a window, or for kernels on Hopper where decode's is not, or the other way round.
+            tiles are not the decode kernel's, which is to read them; or what is shared is for smaller batches, or
+            beside a window.
     """
 
     def __init__(
@@ -331,7 +328,7 @@ class DecodePlan:
         if shared is not None and shared.max_batch < max_batch:
             raise ValueError(f"shared is for batches of {shared.max_batch}, and should be for max_batch, {max_batch}")
         self.hopper = config is not None and config.left_over
-        """Whether decode_hopper.py reads what requests read by themselves."""
+        """Whether decode_hopper.py reads what requests read by themselves, and shared_hopper.py what they share."""
         most = MOST_ON_HOPPER if self.hopper else most_group(device)
         if most is not None and group > most:
             raise ValueError(f"group is {group}, and should be at most {most} on this GPU")
@@ -340,14 +337,9 @@ class DecodePlan:
         self.batch = 0
         """Requests of the batch that was cut last."""
         gpu = self.heads.device
-        if shared is not None and shared.hopper is not self.hopper:
-            raise ValueError(
-                "shared has tasks for a kernel on Hopper and config is not of one, or the other way round: "
-                "decode_hopper.CONFIG and hopper=True go together"
-            )
         self.dependent_launch = dependent_launch(gpu)
         """Whether its kernels are set up while the one before still runs."""
-        together = shared is not None and not shared.hopper
+        together = shared is not None and not self.hopper
         self.config = config or DecodeConfig.of(
             token_bytes(head_dim, v_head_dim, itemsize), shared_bytes(device), together=together
         )

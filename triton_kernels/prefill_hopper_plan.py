@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .checks import Heads, at_least
+from .checks import Heads, at_least, on_hopper
 
 ROWS = 128
 """Query rows of an item."""
@@ -43,12 +43,6 @@ _ITEM, _PART, _MERGE, _MERGED_PART = 1.5, 0.7, 2.0, 0.015
 _WEIGHTS = 8  # classes of weight, between which heavier items come first
 
 _Numbers = npt.NDArray[np.int64]
-
-
-def on_hopper(device: torch.device | str) -> bool:
-    """Whether a device has what the kernel is made of."""
-    device = torch.device(device)
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 class Dealt(NamedTuple):

@@ -32,7 +32,6 @@ def make_plan(
         members=SHARED_ROWS // GROUP if HOPPER else 4,
         workers=3,
         tile=tile,
-        hopper=HOPPER,
         device=DEVICE,
     )
     plan = DecodePlan(

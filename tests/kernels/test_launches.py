@@ -64,7 +64,6 @@ def test_layers_of_a_graph_wait_for_each_other(multiprocessors: int, sharing: bo
         members=SHARED_ROWS // GROUP,
         workers=4,
         tile=shared_hopper.TILE,
-        hopper=True,
         device="cuda",
     )
     plan = DecodePlan(

@@ -54,7 +54,6 @@ def run(
         members=members,
         workers=workers + 2,
         tile=tile,
-        hopper=hopper,
         device=DEVICE,
     )
     plan = DecodePlan(

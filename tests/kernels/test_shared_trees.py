@@ -55,7 +55,6 @@ class Server:
             members=members,
             workers=workers,
             tile=shared_hopper.TILE if hopper else shared_tile(HEAD_DIM, HEAD_DIM, 2, DEVICE),
-            hopper=hopper,
             device=DEVICE,
         )
         config = decode_hopper.CONFIG if hopper else None

@@ -369,9 +369,6 @@ def test_tasks_that_do_not_go_with_the_plan() -> None:
         DecodePlan(**DECODE_SIZES, window=100, shared=SharedTasks(**tasks))
     with pytest.raises(ValueError, match="shared is for batches of 3, and should be for max_batch, 4"):
         DecodePlan(**DECODE_SIZES, shared=SharedTasks(**tasks | {"max_batch": BATCH}))
-    for config, hopper in ((decode_hopper.CONFIG, False), (None, True)):
-        with pytest.raises(ValueError, match=r"decode_hopper.CONFIG and hopper=True go together"):
-            DecodePlan(**DECODE_SIZES, config=config, shared=SharedTasks(**tasks, hopper=hopper))
 
 
 @pytest.mark.parametrize(
@@ -402,7 +399,7 @@ def test_what_the_kernels_for_hopper_cannot_do(
     plan = DecodePlan(
         **DECODE_SIZES | {"head_dim": dim, "v_head_dim": dim, "itemsize": dtype.itemsize},
         config=changed.get("config", decode_hopper.CONFIG),
-        shared=SharedTasks(**TASKS | sizes, max_batch=BATCH + 1, hopper=True),
+        shared=SharedTasks(**TASKS | sizes, max_batch=BATCH + 1),
     )
     for module in (decode_hopper, shared_hopper):
         monkeypatch.setattr(module, "gluon_rows", lambda *_: None)

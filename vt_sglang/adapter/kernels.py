@@ -17,7 +17,7 @@ from vt_sglang.adapter.layers import attention_layers
 from vt_sglang.adapter.prefill import TritonPrefill
 from vt_sglang.adapter.prefill_choice import ChosenPrefill, is_open
 from vt_sglang.config import Kernel
-from vt_sglang.triton_kernels.prefill_hopper_plan import on_hopper
+from vt_sglang.triton_kernels.checks import on_hopper
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from vt_sglang.adapter.kv_pool import VTensorKVPool
 from vt_sglang.adapter.kv_scales import KVScales
 from vt_sglang.adapter.layers import attention_layers
+from vt_sglang.triton_kernels.checks import on_hopper
 from vt_sglang.triton_kernels.prefill import PrefillPlan, prefill_attention
 from vt_sglang.triton_kernels.prefill_hopper import prefill_hopper_attention, takes
-from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan, on_hopper
+from vt_sglang.triton_kernels.prefill_hopper_plan import HopperPlan
 
 
 def _query_starts(forward_batch: Any) -> torch.Tensor:

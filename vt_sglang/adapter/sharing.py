@@ -64,7 +64,6 @@ class Sharing:
             members=members,
             workers=workers,
             tile=shared_hopper.TILE if hopper else shared_tile(head_dim, v_head_dim, itemsize, device),
-            hopper=hopper,
             device=device,
         )
         pinned = device.type == "cuda"
